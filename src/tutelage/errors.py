@@ -1,0 +1,27 @@
+"""The one exception of the library, and the words that name a likely intention.
+
+Every error that a user can cause is a `TutelageError`: what came, what was expected, the likely cause and the fix, in one paragraph. The
+command line prints it without a traceback and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TutelageError(ValueError):
+    """Bad input, bad configuration or a broken promise between parts; the message says how to mend it."""
+
+
+def unknown(what: str, name: str, options: Iterable[str]) -> TutelageError:
+    """The error for a name that is not among `options`: it names the nearest one and lists the others."""
+    known = sorted(options)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return TutelageError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
+
+
+def missing_extra(package: str, extra: str) -> TutelageError:
+    """The error for an optional dependency that is not installed."""
+    return TutelageError(f"This needs the package {package!r}, which is not installed. Install it with: pip install 'tutelage[{extra}]'")

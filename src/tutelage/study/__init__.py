@@ -1,0 +1,1 @@
+"""Studies: seeds, statistics, the store of runs, the league table and its report."""
