@@ -2,7 +2,7 @@
 
 The rule is fixed before any run. Method and baseline share their seeds; the exact sign-flip test judges the mean of the per-seed
 differences, two-sided at 0.05, with Holm's correction over all arms of a command (`judge`). The t interval is shown beside the difference
-and decides nothing. The bootstrap band is for figures: on few seeds a percentile bootstrap excludes zero far more often than its level says.
+and decides nothing. The bootstrap band is for figures: on few seeds a percentile bootstrap excludes zero far more often than it should.
 Array suffixes: `S` seeds, `K` comparisons, `X` points of a curve.
 """
 
