@@ -1,7 +1,7 @@
 """The record that everything shares: what one lesson showed, as columns, one row per task.
 
-Suffixes are shapes: `N` tasks, `G` attempts per task. Only `key_N` and `step` are required; every other column may be absent. Statistics of a
-lesson (pass rate, mean absolute advantage, dead groups, length) are derived views, never stored.
+Suffixes are shapes: `N` tasks, `G` attempts per task. Only `key_N` and `step` are required; every other column may be absent. Statistics
+of a lesson (pass rate, mean absolute advantage, dead groups, length) are derived views, never stored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def group_advantage(reward_NG: ArrayLike) -> Float:
     """(r - mean) / std of each group, shape (N, G), with the unbiased standard deviation and no epsilon.
 
     Exactly 0 in groups whose scorable rewards are all equal (a float residue of equal rewards must not train), for groups with fewer than
-    two scorable rewards, and at NaN (unscorable) entries. Source: GRPO (arXiv 2402.03300), without the stabilising epsilon that engines add.
+    two scorable rewards, and at NaN (unscorable) entries. Source: GRPO (arXiv 2402.03300), without the epsilon that engines add.
     """
     reward_NG = np.asarray(reward_NG, dtype=np.float64)
     known_NG = ~np.isnan(reward_NG)

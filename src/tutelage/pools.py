@@ -23,7 +23,8 @@ from tutelage.errors import TutelageError, unknown
 class Arms:
     """A partition of a pool: code of each row, names, and the rows of each arm as slices of one array.
 
-    arm_N: int32 codes. names: one per arm. order_N: row numbers sorted by arm. start_A: where each arm begins in `order_N`. size_A: its tasks.
+    arm_N: int32 codes. names: one per arm. order_N: row numbers sorted by arm. start_A: where each arm begins in `order_N`. size_A: tasks
+    of each arm.
     """
 
     arm_N: NDArray[np.int32]

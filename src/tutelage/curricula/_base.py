@@ -1,8 +1,8 @@
 """The curriculum contract: `wants`, `propose`, `observe`, `admit`, `state_dict` / `load_state_dict`, `metrics`.
 
-A lesson runs: `wants()` (optional: measure these first, answered by `observe(..., probe=True)`) -> `propose(n)` -> rollouts -> `observe` of all
-groups -> `admit` decides which of them train. A subclass writes `_propose` and `_observe` and lists the arrays that make up its memory; checks,
-randomness, state and migration live here.
+A lesson runs: `wants()` (optional: measure these first, answered by `observe(..., probe=True)`) -> `propose(n)` -> rollouts ->
+`observe` of all groups -> `admit` decides which of them train. A subclass writes `_propose` and `_observe` and lists the arrays that
+make up its memory; checks, randomness, state and migration live here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Curriculum:
 
     pool: the tasks. seed: of the curriculum's own generator. config: the hyperparameters, as they stand in the state's identity.
     Class attributes: `needs`, the columns of `Outcomes` that `observe` must find (fields by name, signals as "signals/<name>");
-    `memory`, the attributes that make up the learned state; `by_arm`, those of them whose first axis is arms and that `migrate` carries over.
+    `memory`, the attributes that make up the learned state; `by_arm`, those of them whose first axis is arms and that `migrate` carries
+    over.
     """
 
     name: ClassVar[str] = ""

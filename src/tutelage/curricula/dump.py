@@ -79,7 +79,8 @@ class DUMP(Curriculum):
         return self.arms.rows(arm_N, self.rng.integers(self.arms.size_A[arm_N]))
 
     def _observe(self, outcomes: Outcomes, *, probe: bool) -> None:
-        assert outcomes.advantage_NG is not None and outcomes.reward_NG is not None
+        assert outcomes.advantage_NG is not None
+        assert outcomes.reward_NG is not None
         known_NG = ~np.isnan(outcomes.reward_NG) & ~np.isnan(outcomes.advantage_NG)
         arm_N = self._arm_of(outcomes)
         self._push(np.repeat(arm_N, known_NG.sum(axis=1)), np.abs(outcomes.advantage_NG)[known_NG])

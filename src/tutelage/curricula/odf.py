@@ -59,8 +59,8 @@ class ODF(Curriculum):
 
     window: "balanced" (low <= p <= high), "skewed_easy" (0 < p <= high), "skewed_hard" (low <= p < 1), "strict" (0 < p < 1, DAPO).
     low, high: the thresholds on the group's pass rate (0.2 and 0.8; the paper's exact pairs are not public).
-    A rejected task is set aside for this step only and comes up again in the next pass. Judgements strictly between 0 and 1 count as unsolved.
-    How much may be thrown away, and what happens when a batch falls short, is the trainer's: `refill_cap` and `on_short`.
+    A rejected task is set aside for this step only and comes up again in the next pass. Judgements strictly between 0 and 1 count as
+    unsolved. How much may be thrown away, and what happens when a batch falls short, is the trainer's: `refill_cap` and `on_short`.
     """
 
     name = "odf"

@@ -53,7 +53,8 @@ class _Paced(Curriculum):
             )
         if steps < 1 or not 0 < start <= 1 or not 0 <= full_at <= 1:
             raise TutelageError(
-                f"{self.name}: steps must be at least 1, start in (0, 1], full_at in [0, 1]; got steps={steps}, start={start}, full_at={full_at}."
+                f"{self.name}: steps must be at least 1, start in (0, 1], full_at in [0, 1]; got steps={steps}, start={start}, "
+                f"full_at={full_at}."
             )
         key_N = -pool.difficulty_N if self.descending else pool.difficulty_N
         self._order_N = np.argsort(key_N, kind="stable").astype(np.int32 if len(pool) < 2**31 else np.int64)
