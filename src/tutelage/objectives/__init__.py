@@ -1,0 +1,51 @@
+"""Objectives: how a signal becomes a loss. Pure functions of a batch, one per family, that any split of the batch leaves unchanged.
+
+    from tutelage.objectives import objective
+
+    grpo = objective("grpo", kl_coef=0.0)                    # or "dapo", "dr_grpo", "gspo", "rloo", "cispo", "trl:dapo", ...
+    batch["advantage_B"] = grpo.advantages(reward_NG)        # whole groups, before any split
+    denominators = grpo.denominators_of(batch)               # whole optimiser step
+    loss, stats = grpo(batch, denominators=denominators)     # the step, or any part of it
+
+`contract.py` says what a batch and an objective are, `policy_gradient.py` lists the six switches of the GRPO family, `presets.py` the
+methods and which library version they were compared with. Needs torch (`pip install 'tutelage[lm]'`).
+"""
+
+from __future__ import annotations
+
+from tutelage.errors import missing_extra
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise missing_extra("torch", "lm") from error
+
+from tutelage.objectives.advantages import group_advantages, keep_groups, overlong_penalty, token_returns, whiten
+from tutelage.objectives.aggregation import group_tokens, token_weights
+from tutelage.objectives.compose import Sum, TokenAverage
+from tutelage.objectives.contract import Objective, check_batch, denominators_of, requires
+from tutelage.objectives.kl import kl_estimate
+from tutelage.objectives.policy_gradient import PolicyGradient, log_ratio, surrogate_loss
+from tutelage.objectives.presets import PRESETS, objective
+
+__all__ = [
+    "PRESETS",
+    "Objective",
+    "PolicyGradient",
+    "Sum",
+    "TokenAverage",
+    "check_batch",
+    "denominators_of",
+    "group_advantages",
+    "group_tokens",
+    "keep_groups",
+    "kl_estimate",
+    "log_ratio",
+    "objective",
+    "overlong_penalty",
+    "requires",
+    "surrogate_loss",
+    "token_returns",
+    "token_weights",
+    "whiten",
+]
