@@ -1,0 +1,9 @@
+"""One thin adapter per engine. Each is imported on its own, for each needs its engine: `from tutelage.trainers.trl import with_curriculum`.
+
+| engine | adapter | what it takes |
+|---|---|---|
+| TRL (GRPO, SFT and their subclasses) | `tutelage.trainers.trl.with_curriculum` | a curriculum, an objective |
+
+The engine owns the process, the model, the optimiser and the launch. An adapter decides which rows come next, reports what came back, and
+saves what a resumed run needs to decide as an unbroken one.
+"""

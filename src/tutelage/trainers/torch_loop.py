@@ -1,0 +1,210 @@
+"""GRPO for students that are not language models: one plain torch loop, nothing clever.
+
+    step:  propose → sample → verify → observe → admit → (refill) → one gradient step on exactly the groups that were admitted
+
+On-policy: every lesson is sampled by the weights that it trains, one optimiser step per lesson. The loop owns the refill: while groups are
+missing it asks for as many more as are missing, up to `refill_cap` batches, and then does what `on_short` says.
+
+Array suffixes: `N` tasks, `G` attempts, `T` slots or tokens of an answer, `B` = N G answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tutelage.curricula._base import Curriculum
+from tutelage.errors import TutelageError
+from tutelage.objectives.policy_gradient import PolicyGradient
+from tutelage.outcomes import Outcomes
+
+OnShort = Literal["raise", "partial", "pad"]
+Verify = Callable[[NDArray[np.int64], Tensor], NDArray[np.float64]]
+
+
+class Student(Protocol):
+    """What the loop needs of a student; rows are rows of the curriculum's pool."""
+
+    def sample(self, rows_N: NDArray[np.int64], attempts: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Answers (N, G, T) and the mask of the tokens that count, without gradient."""
+
+    def logp(self, rows_N: NDArray[np.int64], token_NGT: Tensor) -> Tensor:
+        """Log-probability of each token in nats (N, G, T), with gradient."""
+
+
+@dataclass
+class Ledger:
+    """What a run has cost. `training_tokens` entered a loss; `rollouts` are all that were sampled, probes and rejected groups too.
+
+    seconds: processor time of this process without evaluation, so that a busy machine does not slow a method on paper. rejected: groups that
+    `admit` refused. skipped: steps without any group to train on.
+    """
+
+    updates: int = 0
+    rollouts: int = 0
+    training_tokens: int = 0
+    seconds: float = 0.0
+    rejected: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class Run:
+    """The ledger at the end, one record per evaluation (the ledger at that point, `step`, and what `evaluate` returned), and the number of
+    groups trained on, per arm, in the steps before each evaluation (X, A)."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    taught_XA: list[NDArray[np.int64]] = field(default_factory=list)
+
+
+class _Groups(NamedTuple):
+    rows_N: NDArray[np.int64]
+    token_NGT: Tensor
+    mask_NGT: Tensor
+    reward_NG: NDArray[np.float64]
+
+    def take(self, index_N: NDArray[Any]) -> _Groups:
+        index = torch.from_numpy(index_N)
+        return _Groups(self.rows_N[index_N], self.token_NGT[index], self.mask_NGT[index], self.reward_NG[index_N])
+
+
+def train(
+    student: Student,
+    curriculum: Curriculum,
+    verify: Verify,
+    objective: PolicyGradient,
+    optimizer: torch.optim.Optimizer,
+    *,
+    generator: torch.Generator,
+    updates: int = 200,
+    batch: int = 32,
+    attempts: int = 8,
+    refill_cap: float = 4.0,
+    on_short: OnShort = "partial",
+    evaluate: Callable[[], Mapping[str, Any]] | None = None,
+    evaluate_every: int = 20,
+) -> Run:
+    """Teach `student` for `updates` steps of `batch` groups of `attempts` answers.
+
+    Args:
+        verify: rewards (N, G) in [0, 1] of answers (N, G, T); what is verified is what is optimised.
+        objective: of the GRPO family without a reference model (`kl_coef=0`); its advantages are what the curriculum observes.
+        generator: of the answers' randomness.
+        refill_cap: at most this many times `batch` groups are sampled per step (only curricula that filter ever refill).
+        on_short: when the cap leaves groups missing, "raise", train on the "partial" batch (none at all: the step is skipped), or "pad" with
+            rejected groups, the latest first.
+        evaluate: called before the first step, after every `evaluate_every`-th and after the last; its time is not counted.
+
+    Raises:
+        TutelageError: the cap was reached with `on_short="raise"`, or the curriculum wants signals, which this loop cannot measure.
+    """
+    if objective.kl_coef or objective.per_token:
+        raise TutelageError("The torch loop keeps no reference model and one advantage per answer: use kl_coef=0 and a group advantage.")
+    run, loop = Run(), _Lesson(student, curriculum, verify, objective, attempts, generator)
+    taught_A = np.zeros(len(curriculum.pool.arms()), dtype=np.int64)
+    for step in range(updates + 1):
+        if evaluate is not None and (step % evaluate_every == 0 or step == updates):
+            run.curve.append({"step": step, **asdict(run.ledger), **evaluate()})
+            run.taught_XA.append(taught_A.copy())
+            taught_A[:] = 0
+        if step == updates:
+            break
+        start = time.process_time()
+        loop.probe(step, run.ledger)
+        groups = loop.fill(step, run.ledger, batch, int(refill_cap * batch), on_short)
+        if len(groups.rows_N) == 0:
+            run.ledger.skipped += 1
+        else:
+            optimizer.zero_grad()
+            loop.loss(groups).backward()
+            optimizer.step()
+            run.ledger.updates += 1
+            run.ledger.training_tokens += int(groups.mask_NGT.sum())
+            taught_A += np.bincount(curriculum.pool.arms().arm_N[groups.rows_N], minlength=len(taught_A))
+        run.ledger.seconds += time.process_time() - start
+    return run
+
+
+class _Lesson(NamedTuple):
+    """One step's sampling and loss, with what stays the same from step to step."""
+
+    student: Student
+    curriculum: Curriculum
+    verify: Verify
+    objective: PolicyGradient
+    attempts: int
+    generator: torch.Generator
+
+    def roll_out(self, rows_N: NDArray[np.int64], attempts: int, step: int, ledger: Ledger) -> tuple[_Groups, Outcomes]:
+        """Sample and verify answers to these rows; the rollouts are entered in the ledger."""
+        token_NGT, mask_NGT = self.student.sample(rows_N, attempts, self.generator)
+        reward_NG = self.verify(rows_N, token_NGT)
+        ledger.rollouts += reward_NG.size
+        advantage_B = self.objective.advantages(torch.from_numpy(reward_NG))
+        length_NG = mask_NGT.sum(dim=2).numpy()
+        advantage_NG = advantage_B.view(reward_NG.shape).numpy()
+        outcomes = Outcomes.of(self.curriculum.pool, rows_N, step=step, solved=reward_NG, advantage=advantage_NG, length=length_NG)
+        return _Groups(rows_N, token_NGT, mask_NGT, reward_NG), outcomes
+
+    def probe(self, step: int, ledger: Ledger) -> None:
+        """Answer the curriculum's wish to measure rows before it proposes."""
+        wanted = self.curriculum.wants()
+        if wanted is None:
+            return
+        if wanted.signals:
+            raise TutelageError(
+                f"The curriculum {self.curriculum.name!r} wants the signals {', '.join(wanted.signals)}, which the torch loop cannot measure; "
+                "it samples and verifies answers only. Use an engine that provides them, or a curriculum without signals."
+            )
+        _, outcomes = self.roll_out(wanted.rows_N, wanted.attempts, step, ledger)
+        self.curriculum.observe(outcomes, probe=True)
+
+    def fill(self, step: int, ledger: Ledger, batch: int, cap: int, on_short: OnShort) -> _Groups:
+        """Groups to train on: `batch` of them unless the cap of `cap` sampled groups is reached first."""
+        kept: list[_Groups] = []
+        spare: list[_Groups] = []
+        missing, left = batch, max(cap, batch)
+        while missing > 0 and left > 0:
+            asked = min(missing, left)
+            groups, outcomes = self.roll_out(self.curriculum.propose(asked), self.attempts, step, ledger)
+            self.curriculum.observe(outcomes)
+            keep_N = self.curriculum.admit(outcomes)
+            kept.append(groups.take(keep_N))
+            spare.append(groups.take(~keep_N))
+            missing, left = missing - int(keep_N.sum()), left - asked
+        ledger.rejected += sum(len(groups.rows_N) for groups in spare)
+        if missing > 0 and on_short == "raise":
+            raise TutelageError(
+                f"Step {step}: only {batch - missing} of {batch} groups were admitted among {max(cap, batch)} sampled. The tasks are too easy or too "
+                "hard for the filter; widen it, raise refill_cap, or choose on_short='partial' or 'pad'."
+            )
+        if missing > 0 and on_short == "pad":
+            rejected = _joined(spare)
+            kept.append(rejected.take(np.arange(len(rejected.rows_N))[-missing:]))
+        return _joined(kept)
+
+    def loss(self, groups: _Groups) -> Tensor:
+        """The objective's loss of one whole step; on-policy, the sampling policy is the trained one."""
+        logp_BT = self.student.logp(groups.rows_N, groups.token_NGT).flatten(0, 1)
+        batch = {
+            "logp_BT": logp_BT,
+            "old_logp_BT": logp_BT.detach(),
+            "mask_BT": groups.mask_NGT.flatten(0, 1),
+            "advantage_B": self.objective.advantages(torch.from_numpy(groups.reward_NG)),
+        }
+        return self.objective(batch, denominators=self.objective.denominators_of(batch))[0]
+
+
+def _joined(parts: list[_Groups]) -> _Groups:
+    if len(parts) == 1:
+        return parts[0]
+    rows, tokens, masks, rewards = zip(*parts, strict=True)
+    return _Groups(np.concatenate(rows), torch.cat(tokens), torch.cat(masks), np.concatenate(rewards))
