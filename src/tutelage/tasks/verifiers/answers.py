@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 
-_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)(</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"(?<!#)####(?!#)\s*([^\n]+)")
-_BOXED = re.compile(r"\\f?boxed\s*\{")
+_BRACE = re.compile(r"(?P<boxed>\\f?boxed\s*)?\{|\}")
 _VERBAL = re.compile(
     r"""\banswer\b
         (?:\s+(?:to|of|for)\b[^.\n:]{0,80}?)?                          # the answer to the question
@@ -30,9 +30,10 @@ def after_thinking(text: str) -> str:
 
 
 def tagged_answer(text: str) -> str | None:
-    """The content of the last `<answer>…</answer>`, stripped, or None. A missing closing tag (a stop string) means: to the end."""
+    """The content of the last `<answer>…</answer>`, stripped, or None; unclosed (a stop string), to the end."""
     found = _TAG.findall(after_thinking(text))
-    return found[-1].strip() if found else None
+    closed = [content for content, end in found if end]
+    return (closed or [content for content, _ in found])[-1].strip() if found else None
 
 
 def marked_answer(text: str) -> str | None:
@@ -45,11 +46,10 @@ def marked_answer(text: str) -> str | None:
     text = after_thinking(text)
     tagged = tagged_answer(text)
     if tagged is not None:
-        inner = marked_answer(tagged)
-        return tagged if inner is None else inner
+        text = tagged
     marks = [(m.start(1), m.group(1)) for pattern in (_HASHES, _VERBAL) for m in pattern.finditer(text)]
-    marks += [(m.end(), content) for m in _BOXED.finditer(text) if (content := _braced(text, m.end())) is not None]
-    return plain(max(marks)[1]) if marks else None
+    marks += _boxes(text)
+    return plain(max(marks)[1]) if marks else tagged
 
 
 def final_answer(text: str) -> str:
@@ -71,14 +71,17 @@ def plain(text: str) -> str:
         text = bare
 
 
-def _braced(text: str, start: int) -> str | None:
-    """The text from `start` to the brace that closes the one before it; None where it never closes."""
-    depth = 1
-    for i in range(start, len(text)):
-        depth += (text[i] == "{") - (text[i] == "}")
-        if depth == 0:
-            return text[start:i]
-    return None
+def _boxes(text: str) -> list[tuple[int, str]]:
+    r"""Start and content of every `\boxed{…}` whose brace closes."""
+    boxes, opened = [], []
+    for brace in _BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append((brace.end(), brace["boxed"] is not None))
+        elif opened:
+            start, boxed = opened.pop()
+            if boxed:
+                boxes.append((start, text[start : brace.start()]))
+    return boxes
 
 
 _ADVERBS = r"(?:(?:really|honestly|simply|just|actually|currently|definitively)\s+)*"

@@ -68,7 +68,7 @@ def _grade(family: str, answer: str, entry: dict[str, Any], timeout: float) -> f
     evaluated = family in EVALUATED_LITERALS | EVALUATED_MATHS
     try:
         if evaluated:
-            return float(WORKER.call(f"{__name__}:score", family, answer, entry, timeout=timeout))
+            return float(WORKER.call(f"{__name__}:score", family, answer, entry, timeout=timeout, library="reasoning_gym"))
         return float(score(family, answer, entry))
     except Stalled:
         return 0.0

@@ -46,7 +46,7 @@ _LISTED = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]+(\S.*?)[ \t]*$", re.MULTILINE
 _LEADING = re.compile(r"\W*(?P<named>(?:option|choice|letter|answer)\W+)?(?P<letter>[A-Z])(?!\w)(?P<rest>.*)", re.DOTALL | re.IGNORECASE)
 _ARTICLE = re.compile(r"\s+(?!(?:because|since|as|is|and|or)\b)[a-z]|['’]")  # what follows in "A dog", "I think", "I'm"
 _POINTED = re.compile(
-    r"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.):]?\*\*|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b|^\s*([A-Z])[).](?=\s|$)", re.MULTILINE
+    r"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.):]?\*\*|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b|^[ \t]*([A-Z])[).](?=\s|$)", re.MULTILINE
 )
 _SEVERAL = re.compile(r"\W*\(?([A-Z])\)?\s*(?:,|/|&|\band\b|\bor\b)\s*(?:\band\b|\bor\b)?\s*\(?([A-Z])\)?(?!\w)")
 

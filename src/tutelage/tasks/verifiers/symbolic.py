@@ -23,9 +23,11 @@ def math(*, timeout: float = 5.0, float_rounding: int = 6) -> Verifier:
     r"""The final answer is the gold expression up to mathematical equality, judged by math-verify (LaTeX or plain).
 
     Both are read by `final_answer`; where they stand without delimiters, as `\frac{1}{2}` or `x^2+1`, they are read as LaTeX. Equal text is
-    equal without further ado. MALFORMED: no expression was found. The library runs in a child process (see `worker.py`), so it works in any
-    thread and no expression stalls a run: one that cannot be compared within `timeout` seconds is WRONG. That limit is wall-clock time, the
-    one thing here that may differ between machines. Args: float_rounding: decimal places to which numbers are compared.
+    equal without further ado, and all that a gold answer beyond the library's grammar is compared by. MALFORMED: no expression was found.
+
+    The library runs in a child process (see `worker.py`), so it works in any thread and no expression stalls a run: one that cannot be
+    compared within `timeout` seconds is WRONG. That limit is wall-clock time, the one thing here that may differ between machines. Args:
+    float_rounding: decimal places to which numbers are compared.
     """
     if importlib.util.find_spec("math_verify") is None:
         raise missing_extra("math-verify", "lm")
@@ -44,7 +46,7 @@ def _math(completion: str, task: Mapping[str, Any], *, timeout: float, float_rou
         if _squeezed(answer) == _squeezed(gold):
             return True
         try:
-            return WORKER.call(f"{__name__}:compare", gold, answer, marked_answer(completion) is not None, float_rounding, timeout=timeout)
+            return _compare(gold, answer, marked_answer(completion) is not None, float_rounding, timeout=timeout)
         except Stalled:
             _check_gold(gold, float_rounding, timeout)
             return False
@@ -55,11 +57,15 @@ def _math(completion: str, task: Mapping[str, Any], *, timeout: float, float_rou
 def _check_gold(gold: str, float_rounding: int, timeout: float) -> None:
     """A stall is the completion's fault only where the gold answer alone is no trouble."""
     try:
-        WORKER.call(f"{__name__}:compare", gold, "$0$", True, float_rounding, timeout=timeout)
+        _compare(gold, "$0$", True, float_rounding, timeout=timeout)
     except Stalled:
         raise TutelageError(
             f"math-verify cannot read the gold answer {gold[:80]!r} within {timeout:g} seconds; simplify it or raise timeout."
         ) from None
+
+
+def _compare(*args: Any, timeout: float) -> bool | None:
+    return WORKER.call(f"{__name__}:compare", *args, timeout=timeout, library="math_verify")
 
 
 def _squeezed(text: str) -> str:
@@ -70,14 +76,11 @@ def compare(gold: str, answer: str, marked: bool, float_rounding: int) -> bool |
     """Runs in the worker: whether the answer equals the gold expression; None where the answer holds no expression."""
     import math_verify
 
-    gold_parsed = _parsed_gold(gold)
-    if not gold_parsed:
-        raise TutelageError(f"math-verify finds no expression in the gold answer {gold[:80]!r}; use the verifier 'exact' for this task.")
     parsed = _parse(answer, as_latex=marked or not _PROSE.search(answer))
     if not parsed:
         return None
     # timeouts off: the worker's watchdog bounds the call, in any thread
-    return bool(math_verify.verify(gold_parsed, parsed, float_rounding=float_rounding, timeout_seconds=None))
+    return bool(math_verify.verify(_parsed_gold(gold), parsed, float_rounding=float_rounding, timeout_seconds=None))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -21,7 +21,6 @@ from tutelage.errors import TutelageError
 
 MEMORY_LIMIT = 8 * 2**30
 """Bytes of address space that the child may use, where the system can limit it."""
-_FIRST_CALL_GRACE = 60.0  # seconds: the first call of a function imports its library
 
 
 class WorkerError(RuntimeError):
@@ -39,14 +38,17 @@ class Worker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
-    def call(self, function: str, *args: Any, timeout: float) -> Any:
-        """The function's result; `Stalled` after `timeout` seconds, `WorkerError` where it raised."""
+    def call(self, function: str, *args: Any, timeout: float, library: str) -> Any:
+        """The function's result; `Stalled` after `timeout` seconds, `WorkerError` where it raised.
+
+        `library` is imported before the clock starts: the first import takes seconds.
+        """
         with self._lock:
             process = self._process if self._process is not None and self._process.poll() is None else self._start()
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                process.stdin.write(json.dumps([function, args, timeout]) + "\n")
+                process.stdin.write(json.dumps([function, args, timeout, library]) + "\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
             except OSError:  # it died between two calls
@@ -104,16 +106,15 @@ def _serve(requests: IO[str], replies: IO[str]) -> None:
     import faulthandler
 
     print("ready", file=replies, flush=True)
-    seen: set[str] = set()
     with open(os.devnull, "w") as nowhere:
         for line in requests:
-            name, args, timeout = json.loads(line)
-            limit = timeout if name in seen else timeout + _FIRST_CALL_GRACE
-            seen.add(name)
-            faulthandler.dump_traceback_later(limit, exit=True, file=nowhere)
+            name, args, timeout, library = json.loads(line)
+            module, _, function = name.partition(":")
             try:
-                module, _, function = name.partition(":")
-                reply = [getattr(importlib.import_module(module), function)(*args), None]
+                importlib.import_module(library)
+                called = getattr(importlib.import_module(module), function)
+                faulthandler.dump_traceback_later(timeout, exit=True, file=nowhere)
+                reply = [called(*args), None]
             except Exception as error:
                 reply = [None, f"{type(error).__name__}: {error}"]
             faulthandler.cancel_dump_traceback_later()
