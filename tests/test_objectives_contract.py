@@ -132,7 +132,9 @@ class Broken:
         if self.fault != "no check":
             check_batch(self.requires - {"entropy_BT"}, batch)
         mask_BT = batch["mask_BT"].bool()
-        logp_BT = batch["logp_BT"] if self.fault == "half" else batch["logp_BT"].to(torch.promote_types(batch["logp_BT"].dtype, torch.float32))
+        logp_BT = (
+            batch["logp_BT"] if self.fault == "half" else batch["logp_BT"].to(torch.promote_types(batch["logp_BT"].dtype, torch.float32))
+        )
         logp_BT = logp_BT * mask_BT if self.fault == "nan" else torch.where(mask_BT, logp_BT, 0.0)
         tokens = {"local": mask_BT.sum().clamp(min=1), "width": torch.tensor(mask_BT.numel())}.get(self.fault, denominators["tokens"])
         advantage_B = batch["advantage_B"].to(logp_BT) + (1.0 if self.fault == "bias" else 0.0)
@@ -252,6 +254,12 @@ def test_presets_are_dictionaries_behind_a_signature():
 def test_random_batch_refuses_to_guess():
     with pytest.raises(TutelageError, match="'image'"):
         random_batch({"image"})
+
+
+def test_without_torch_the_error_says_what_to_install():
+    code = "import sys; sys.modules['torch'] = None; import tutelage.objectives"
+    result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert "pip install 'tutelage[lm]'" in result.stderr.splitlines()[-1]
 
 
 def test_importing_the_library_does_not_import_torch():

@@ -14,13 +14,13 @@ from tutelage.objectives import (  # noqa: E402
     denominators_of,
     group_tokens,
     kl_estimate,
+    log_ratio,
     objective,
     surrogate_loss,
 )
 
 pytestmark = pytest.mark.lm
 RATIOS = [[1, 1.5], [1, 0.5, 1.5, 4], [0.9], [1.1, 1.25, 0.7]]
-SYMMETRIC, HIGHER = {}, {"clip_high": 0.28}
 
 
 @pytest.fixture
@@ -59,6 +59,25 @@ def test_losses_of_the_published_code(batch, aggregation, plain, dual, higher, h
     assert value(part, batch, clip_high=0.28, dual_clip=3.0) == pytest.approx(higher_dual, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("trl:dapo", 0.30),
+        ("trl:grpo", 0.15625),
+        ("trl:dr_grpo", 0.1875),
+        ("verl:grpo", 0.20),
+        ("verl:dapo", 0.187),
+        ("verl:dr_grpo", 0.50),
+        ("verl:rloo", 0.20),
+        ("openrlhf:group_norm", 0.30),
+        ("dapo", 0.287),
+        ("dr_grpo", 0.1875),
+    ],
+)
+def test_presets_give_their_librarys_number(batch, name, loss):
+    assert value(objective(name, max_length=4), batch) == pytest.approx(loss, abs=1e-6)
+
+
 def test_dr_grpo_with_twice_the_length_is_half_as_large(batch):
     assert value(objective("dr_grpo", max_length=8), batch) == pytest.approx(0.1875 / 2)
     part = objective("dr_grpo")
@@ -71,12 +90,11 @@ def test_gspo(batch, ratio):
     assert value(part, batch) == pytest.approx(0.0071834, abs=1e-7)
     assert value(part, batch, clip_high=0.28) == pytest.approx(0.0009972, abs=1e-7)
     assert value(part, batch, clip_low=3e-4, clip_high=4e-4) == pytest.approx(0.0820084, abs=1e-7)
+    assert value(objective("verl:gspo", clip_low=0.2, clip_high=0.2, ratio=ratio), batch) == pytest.approx(0.0071834, abs=1e-7)
     assert value(objective("gspo", ratio=ratio), batch) == pytest.approx(0.0820084, abs=1e-7)
 
 
 def test_gspo_ratios_and_the_token_mean_that_is_not_gspo(batch):
-    from tutelage.objectives import log_ratio
-
     ratio_B = log_ratio(batch["logp_BT"], batch["old_logp_BT"], batch["mask_BT"], level="seq_mean").exp().flatten()
     torch.testing.assert_close(ratio_B, torch.tensor([1.224745, 1.316074, 0.9, 0.987341], dtype=torch.float64), rtol=0, atol=1e-6)
     assert value(PolicyGradient(ratio="seq_mean", aggregation="token_mean"), batch) == pytest.approx(0.0802275, abs=1e-7)
@@ -102,7 +120,15 @@ def test_rloo_clips_whole_sequences(batch):
 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "dual", "slope"),
-    [(0.5, 1, None, -0.5), (1.5, 1, None, 0), (0.5, -1, None, 0), (1.5, -1, None, 1.5), (4, -1, None, 4), (4, -1, 3.0, 0), (0.5, 1, 3.0, -0.5)],
+    [
+        (0.5, 1, None, -0.5),
+        (1.5, 1, None, 0),
+        (0.5, -1, None, 0),
+        (1.5, -1, None, 1.5),
+        (4, -1, None, 4),
+        (4, -1, 3.0, 0),
+        (0.5, 1, 3.0, -0.5),
+    ],
 )
 def test_slope_of_the_surrogate(ratio, advantage, dual, slope):
     delta = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
@@ -252,13 +278,13 @@ def test_an_empty_step_has_no_loss_and_no_gradient(batch):
 def test_errors_say_what_came(batch):
     part = PolicyGradient(kl_coef=0.1)
     counts = part.denominators_of(batch)
-    with pytest.raises(TutelageError, match="needs the column.*ref_logp_BT"):
+    with pytest.raises(TutelageError, match=r"needs the column.*ref_logp_BT"):
         part(batch, denominators=counts)
-    with pytest.raises(TutelageError, match="disagree in shape.*advantage_B \\(3,\\)"):
+    with pytest.raises(TutelageError, match=r"disagree in shape.*advantage_B \(3,\)"):
         part({**batch, "ref_logp_BT": batch["old_logp_BT"], "advantage_B": torch.zeros(3)}, denominators=counts)
     with pytest.raises(TutelageError, match="denominator 'sequences' is missing"):
         PolicyGradient()(batch, denominators={})
-    with pytest.raises(TutelageError, match="'max_length' is missing.*Dr. GRPO divides by a constant"):
+    with pytest.raises(TutelageError, match=r"'max_length' is missing.*Dr. GRPO divides by a constant"):
         objective("dr_grpo")(batch, denominators=counts)
     with pytest.raises(TutelageError, match="Did you mean 'clip_high'"):
         part(batch, denominators=counts, clip_hihg=0.3)

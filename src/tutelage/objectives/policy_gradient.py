@@ -60,7 +60,8 @@ def log_ratio(
     - `seq_mean_token` (GSPO-token, ibid.): the value of `seq_mean`, the gradient through each token, (B, T).
     - `seq_sum` (TRL's RLOO): Σ_t d, the ratio of whole sequences, (B, 1).
 
-    `low` and `high` bound the result and stop its gradient beyond (verl: ±20 for tokens, 10 from above for GSPO).
+    `low` and `high` bound the result and stop its gradient beyond (verl: ±20 for tokens, 10 from above for GSPO). Without
+    them, as in TRL, a single-precision ratio overflows at log ρ = 88.
     """
     delta_BT = torch.where(mask_BT, logp_BT - old_logp_BT.detach(), 0.0)
     if level == "token":
@@ -121,9 +122,9 @@ def surrogate_loss(
 class PolicyGradient:
     """A policy-gradient objective as a record of switches; the defaults are GRPO without its KL term.
 
-    Calling it reads `logp_BT`, `old_logp_BT`, `mask_BT`, the advantage (`advantage_BT` for the whitened kinds and `given`, else `advantage_B`),
-    `ref_logp_BT` where a KL term is in the loss, and `group_tokens_B` for `group_token_mean`. Any switch can be overridden for one call:
-    `objective(batch, denominators=d, kl_coef=0.01)`.
+    Calling it reads `logp_BT`, `old_logp_BT`, `mask_BT`, the advantage (`advantage_BT` for the whitened kinds and `given`, else
+    `advantage_B`), `ref_logp_BT` where a KL term is in the loss, and `group_tokens_B` for `group_token_mean`. Any switch can be overridden
+    for one call: `objective(batch, denominators=d, kl_coef=0.01)`.
 
     Args:
         advantage: kind of advantage, see `advantages.py`; `given` = the caller's own `advantage_BT` (process rewards, anchors).

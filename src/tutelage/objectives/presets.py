@@ -17,7 +17,9 @@ agree within 1e-6, in one batch and in 2 and 4 accumulated ones. "Sheet" = agree
 Where a library departs from the sum over the whole optimiser step, the presets do not follow it:
 - TRL `bnpo` divides each micro-batch by its own tokens; `trl:bnpo` is `trl:dapo` with another name unless one counts denominators per
   micro-batch and divides by the number of them. verl's FSDP actor does the same to `token-mean`.
-- Older TRL scaled `dapo` wrongly where steps_per_generation ≠ gradient_accumulation_steps; 1.16.0 is right.
+- TRL `dapo` and `cispo` take as N the tokens of the generation batch times gradient_accumulation_steps / steps_per_generation: the step's
+  own tokens where the two are equal, an average otherwise. Pass that number as `denominators["tokens"]` for parity (tested).
+- TRL 1.16 multiplies its k3 by the ratio unless `use_bias_correction_kl=False` (`kl_importance=False`); older versions did not by default.
 - A KL term is averaged with the loss's own weights; an entropy bonus is a part of a `Sum` (`entropy` below), as a token mean.
 - verl clips GSPO's log ratio from above only; its Dr. GRPO (`verl:dr_grpo`) is a sum over sequences in the version named.
 
@@ -33,7 +35,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tutelage.objectives.compose import TokenAverage
-from tutelage.objectives.contract import Objective
 from tutelage.objectives.policy_gradient import PolicyGradient
 from tutelage.registry import objectives
 
@@ -52,7 +53,7 @@ def _preset(summary: str, **switches: Any) -> Preset:
 _GSPO = {"ratio": "seq_mean", "clip_low": 3e-4, "clip_high": 4e-4}
 _DR_GRPO = {"advantage": "group_mean", "aggregation": "seq_mean_token_sum_norm"}
 _RLOO = {"advantage": "leave_one_out", "ratio": "seq_sum", "kl": "k1", "kl_coef": 0.05, "kl_placement": "reward"}
-_TRL = {"advantage_eps": 1e-4}
+_TRL = {"advantage_eps": 1e-4, "kl_importance": True}
 _VERL = {
     "advantage_eps": 1e-6,
     "log_ratio_min": -20.0,
@@ -187,6 +188,6 @@ def nll(*, mask: str = "mask_BT") -> TokenAverage:
     return TokenAverage(key="logp_BT", scale=-1.0, mask=mask)
 
 
-def objective(name: str, **overrides: Any) -> Objective:
-    """The registered objective `name`, some switches overridden; unknown names and switches raise and name the nearest."""
+def objective(name: str, **overrides: Any) -> Any:
+    """The registered `Objective` called `name`, some switches overridden; unknown names and switches raise and name the nearest."""
     return objectives.build(name, **overrides)

@@ -5,8 +5,8 @@
     def test_mine():
         check_objective(lambda: MyObjective(strength=0.1))
 
-It builds a random batch from the columns that the objective requires and asserts what `tutelage.objectives.contract` promises. Everything is in
-double precision, so "equal" means within 1e-9.
+It builds a random batch from the columns that the objective requires and asserts what `tutelage.objectives.contract` promises. Everything
+is in double precision, so "equal" means within 1e-9.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tutelage.objectives.aggregation import group_tokens
 from tutelage.objectives.contract import Objective
 
 FROZEN = ("old_", "ref_", "teacher_", "advantage", "mask")
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+TOLERANCE = 1e-9
 
 
 def check_objective(
@@ -39,8 +39,8 @@ def check_objective(
     Args:
         factory: builds the objective, without arguments.
         batch: columns to use instead of random ones; float64, ending in `_BT` or `_B`, at least three rows.
-        policy_only: hyperparameters that switch off every term but the policy gradient, for the check that zero advantage means zero gradient;
-            None skips nothing unless the objective reads no advantage.
+        policy_only: hyperparameters that switch off every term but the policy gradient, for the check that zero advantage means zero
+            gradient (made for objectives that read an advantage).
         finite_differences: turn off for objectives that stop gradients by design (CISPO, straight-through estimators).
         max_length: the constant passed to `denominators_of`.
         seed: of the random batch and partitions.
@@ -147,7 +147,8 @@ def _used(batch: Mapping[str, Tensor]) -> Tensor:
 def _same(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     assert got.keys() == expected.keys(), f"{what} changes which results there are: {sorted(got)} against {sorted(expected)}"
     for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, msg=lambda text, name=name: f"{what} changes {name}. {text}", **CLOSE)  # type: ignore[misc]
+        close = torch.allclose(got[name], value, rtol=TOLERANCE, atol=TOLERANCE)
+        assert close, f"{what} changes {name} by up to {(got[name] - value).abs().max().item():.3g}"
 
 
 def _check_requires(objective: Objective, batch: dict[str, Tensor], counts: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
@@ -155,14 +156,19 @@ def _check_requires(objective: Objective, batch: dict[str, Tensor], counts: Mapp
     _same(evaluate(objective, only, counts), whole, "a batch of the required columns alone")
     for key in objective.requires:
         less = {name: x for name, x in only.items() if name != key}
-        try:
-            objective(less, denominators=counts)
-        except TutelageError as error:
-            assert key in str(error), f"the error for the missing column {key!r} does not name it: {error}"
-        except KeyError as error:
-            raise AssertionError(f"the missing column {key!r} must raise TutelageError (see check_batch), not KeyError") from error
-        else:
-            raise AssertionError(f"the column {key!r} is declared in `requires` but its absence goes unnoticed")
+        message = _error_without(objective, less, counts)
+        assert message, f"the column {key!r} is declared in `requires` but its absence goes unnoticed"
+        assert key in message, f"the error for the missing column {key!r} does not name it: {message}"
+
+
+def _error_without(objective: Objective, less: dict[str, Tensor], counts: Mapping[str, Tensor]) -> str:
+    try:
+        objective(less, denominators=counts)
+    except TutelageError as error:
+        return str(error)
+    except KeyError as error:
+        raise AssertionError(f"the missing column {error} must raise TutelageError (see check_batch), not KeyError") from error
+    return ""
 
 
 def _check_pure(objective: Objective, batch: dict[str, Tensor], counts: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
@@ -194,9 +200,7 @@ def _check_partitions(
 
 def _check_masks(objective: Objective, batch: dict[str, Tensor], counts: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
     used_BT = _used(batch)
-    filled = {
-        key: torch.where(used_BT, x, torch.nan) if key.endswith("_BT") and x.is_floating_point() else x for key, x in batch.items()
-    }
+    filled = {key: torch.where(used_BT, x, torch.nan) if key.endswith("_BT") and x.is_floating_point() else x for key, x in batch.items()}
     _same(evaluate(objective, filled, counts), whole, "NaN at masked positions")
     for name, grad in whole.items():
         if name.startswith("grad/") and name.endswith("_BT"):
