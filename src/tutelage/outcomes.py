@@ -80,6 +80,8 @@ class Outcomes:
 
     def __post_init__(self) -> None:
         n = len(self.key_N)
+        if self.arm_N is not None and self.arm_N.shape != (n,):
+            raise TutelageError(f"Outcomes.arm_N has shape {self.arm_N.shape}; expected ({n},), one arm per task.")
         groups = {name: v for name, v in self.columns().items() if name.endswith("_NG")}
         for name, value in groups.items():
             if value.ndim != 2 or len(value) != n:
@@ -119,6 +121,11 @@ class Outcomes:
         A reward column that is absent equals `solved`: nothing was shaped.
         """
         rows_N = np.asarray(rows_N, dtype=np.int64)
+        if rows_N.size and not 0 <= rows_N.min() <= rows_N.max() < len(pool):
+            raise TutelageError(
+                f"Rows {rows_N.min()} to {rows_N.max()} do not all lie in this pool of {len(pool)} tasks, numbered from 0. "
+                "Outcomes.of takes row numbers, as `propose` returns them, not keys."
+            )
         as_float = {
             name: None if value is None else np.asarray(value, dtype=np.float64)
             for name, value in (("solved", solved), ("reward", reward), ("advantage", advantage), ("length", length))
@@ -168,13 +175,14 @@ class Outcomes:
 
     @property
     def mean_abs_advantage_N(self) -> Float:
-        """Mean of |A| over the attempts of each task (the learning signal of SEC and DUMP)."""
-        return _mean_known(np.abs(self._need("advantage_NG")))
+        """Mean of |A| over the scorable attempts of each task (the learning signal of SEC and DUMP); NaN for a task without any."""
+        size_NG = np.abs(self._need("advantage_NG"))
+        return _mean_known(size_NG if self.reward_NG is None else np.where(np.isnan(self.reward_NG), np.nan, size_NG))
 
     @property
     def dead_N(self) -> NDArray[np.bool_]:
-        """Groups that carry no gradient: every advantage is exactly 0."""
-        return (self._need("advantage_NG") == 0).all(axis=1)
+        """Groups that carry no gradient: every advantage is exactly 0 (or NaN, which is left out of a loss)."""
+        return (np.nan_to_num(self._need("advantage_NG")) == 0).all(axis=1)
 
     @property
     def mean_length_N(self) -> Float:

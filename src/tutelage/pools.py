@@ -43,9 +43,14 @@ class Arms:
 
 def _make_arms(arm_N: NDArray[np.int32], names: Sequence[str]) -> Arms:
     size_A = np.bincount(arm_N, minlength=len(names)).astype(np.int64)
-    empty = [names[a] for a in np.flatnonzero(size_A == 0)]
+    empty = [name for name, size in zip(names, size_A, strict=True) if size == 0]
     if empty:
         raise TutelageError(f"Arms without tasks: {', '.join(empty[:5])}. Every arm needs at least one task; drop the name or add tasks.")
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise TutelageError(
+            f"Two arms are called {twice!r}. Names must tell arms apart; rename the labels (a product joins them with '/')."
+        )
     row_type = np.int32 if len(arm_N) < 2**31 else np.int64
     order_N = np.argsort(arm_N, kind="stable").astype(row_type)
     start_A = np.concatenate([[0], np.cumsum(size_A)[:-1]])
@@ -57,7 +62,7 @@ def _encode(values: ArrayLike) -> tuple[NDArray[np.int32], list[str]]:
     array = np.asarray(values)
     if array.ndim != 1:
         raise TutelageError(f"An arm column must be one-dimensional; got shape {array.shape}.")
-    if array.dtype.kind in "iub" and len(array) and array.min() >= 0 and array.max() < max(4 * len(array), 1024):
+    if array.dtype.kind in "iu" and len(array) and array.min() >= 0 and array.max() < max(4 * len(array), 1024):
         seen = np.flatnonzero(np.bincount(array.astype(np.int64)))  # far cheaper than sorting for dense codes
         code = np.zeros(int(array.max()) + 1, dtype=np.int32)
         code[seen] = np.arange(len(seen), dtype=np.int32)
@@ -68,12 +73,30 @@ def _encode(values: ArrayLike) -> tuple[NDArray[np.int32], list[str]]:
     return codes.astype(np.int32), [str(v) for v in labels]
 
 
+def _bytes(array: NDArray[Any]) -> memoryview:
+    """The array's bytes, without a copy where it lies in one piece."""
+    return np.ascontiguousarray(array).view(np.uint8).data
+
+
+def _codes(arm_columns: Mapping[str, ArrayLike], names: int) -> NDArray[np.int32]:
+    """The one column of codes into a list of `names` names."""
+    array = np.asarray(next(iter(arm_columns.values())))
+    if len(arm_columns) > 1 or array.dtype.kind not in "iu" or array.ndim != 1:
+        raise TutelageError(
+            f"arm_names names the codes of one integer column; got {len(arm_columns)} of type {array.dtype}. Drop arm_names."
+        )
+    if array.size and not 0 <= array.min() <= array.max() < names:
+        raise TutelageError(f"Arm codes run from {array.min()} to {array.max()}, but arm_names has {names} names, numbered from 0.")
+    return array.astype(np.int32)
+
+
 class TaskPool:
     """A table of tasks.
 
     arm: one label per task (integers or strings), or several columns as a mapping `{name: labels}`, whose product makes the arms.
     difficulty: a prior difficulty per task, larger is harder (float). key: a stable, unique identity per task (integers or strings; default
-    the row number). columns: further columns by name (prompt, answer, ...). difficulty and columns may be absent.
+    the row number). columns: further columns by name (prompt, answer, ...). difficulty and columns may be absent. arm_names: names of the
+    arms where `arm` is one column of integer codes into them.
     """
 
     def __init__(
@@ -88,10 +111,13 @@ class TaskPool:
         self.columns: dict[str, Sequence[Any]] = dict(columns or {})
         size = self._size(arm, difficulty, key)
         self.key_N = self._keys(key, size)
-        arm_columns = dict(arm) if isinstance(arm, Mapping) else {"arm": np.zeros(size, np.int32) if arm is None else arm}
-        self._codes = {name: _encode(values) for name, values in arm_columns.items()}
-        if arm_names is not None:
-            self._codes = {"arm": (np.asarray(arm, dtype=np.int32), [str(n) for n in arm_names])}
+        arm_columns = arm if isinstance(arm, Mapping) else {"arm": np.zeros(size, np.int32) if arm is None else arm}
+        if not arm_columns:
+            raise TutelageError("arm={} names no column. Leave `arm` out for a pool of one arm, or give at least one column.")
+        if arm_names is None:
+            self._codes = {name: _encode(values) for name, values in arm_columns.items()}
+        else:
+            self._codes = {"arm": (_codes(arm_columns, len(arm_names)), [str(n) for n in arm_names])}
         self.difficulty_N = None if difficulty is None else np.asarray(difficulty, dtype=np.float32)
         self._check_lengths(size)
         self._arms: dict[tuple[str, ...], Arms] = {}
@@ -131,7 +157,11 @@ class TaskPool:
         if key is None:
             return np.arange(size, dtype=np.int64)
         keys = np.asarray(key)
+        if keys.ndim != 1:
+            raise TutelageError(f"Task keys must be one-dimensional, one per task; got shape {keys.shape}.")
         if keys.dtype.kind in "iu":
+            if keys.dtype == np.uint64 and keys.max() > np.iinfo(np.int64).max:
+                raise TutelageError(f"Task key {keys.max()} does not fit 64 bits with a sign. Pass such keys as strings.")
             keys = keys.astype(np.int64, copy=False)
         elif keys.dtype.kind in "OU":
             keys = keys.astype(str)
@@ -142,7 +172,7 @@ class TaskPool:
         if len(twice):
             rows = np.flatnonzero(keys == twice[0])[:2]
             raise TutelageError(
-                f"Duplicate task keys: {twice[0]!r} stands in rows {rows[0]} and {rows[1]} ({len(twice)} duplicates in all). "
+                f"Duplicate task keys: {twice[0].item()!r} stands in rows {rows[0]} and {rows[1]} ({len(twice)} duplicates in all). "
                 "Keys must be unique, for a curriculum's memory is kept by key; drop the duplicates or choose another key column."
             )
         return keys
@@ -152,6 +182,8 @@ class TaskPool:
         lengths |= {f"column {n!r}": len(v) for n, v in self.columns.items()}
         if self.difficulty_N is not None:
             lengths["difficulty"] = len(self.difficulty_N)
+            if self.difficulty_N.ndim != 1:
+                raise TutelageError(f"Difficulty must be one-dimensional, one number per task; got shape {self.difficulty_N.shape}.")
             if not np.isfinite(self.difficulty_N).all():
                 row = int(np.flatnonzero(~np.isfinite(self.difficulty_N))[0])
                 raise TutelageError(f"Difficulty of row {row} is {self.difficulty_N[row]}; expected a finite number.")
@@ -195,7 +227,7 @@ class TaskPool:
         missing = sorted_keys[place] != wanted
         if missing.any():
             raise TutelageError(
-                f"Task {wanted[missing][0]!r} is not in this pool of {len(self)} tasks; outcomes must come from the same pool."
+                f"Task {wanted[missing][:1].tolist()[0]!r} is not in this pool of {len(self)} tasks; outcomes must come from the same pool."
             )
         return place.astype(np.int64) if rows is None else rows[place].astype(np.int64)
 
@@ -210,12 +242,12 @@ class TaskPool:
     def fingerprint(self) -> str:
         """A hash of keys, arms and difficulties: two pools with the same fingerprint mean the same tasks to a curriculum."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(np.ascontiguousarray(self.key_N).view(np.uint8) if self.key_N.dtype.kind == "i" else "\n".join(self.key_N).encode())
+        digest.update(_bytes(self.key_N) if self.key_N.dtype.kind == "i" else "\n".join(self.key_N).encode())
         for name, (code_N, labels) in self._codes.items():
             digest.update(json.dumps([name, labels]).encode())
-            digest.update(np.ascontiguousarray(code_N).view(np.uint8))
+            digest.update(_bytes(code_N))
         if self.difficulty_N is not None:
-            digest.update(np.ascontiguousarray(self.difficulty_N).view(np.uint8))
+            digest.update(_bytes(self.difficulty_N))
         return digest.hexdigest()
 
     def row(self, row: int) -> dict[str, Any]:

@@ -73,6 +73,10 @@ class Part:
             raise TutelageError(f"{self.noun} {self.name!r}: parameter {key}={value!r} does not fit {hint}: {expected}.") from None
 
 
+def _home(target: Callable[..., Any]) -> tuple[str, str]:
+    return target.__module__, target.__qualname__
+
+
 class Registry:
     """All parts of one noun. `package` holds the library's own, imported on first use; `tutelage.<plural>` is the entry-point group."""
 
@@ -87,7 +91,7 @@ class Registry:
         """Decorator: register a class or function under `name`."""
 
         def add(target: F) -> F:
-            if name in self._parts and self._parts[name].target.__qualname__ != target.__qualname__:
+            if name in self._parts and _home(self._parts[name].target) != _home(target):  # the same place again is a reload
                 raise TutelageError(f"The {self.noun} name {name!r} is taken by {self._parts[name].file}; choose another name.")
             self._parts[name] = Part(name, self.noun, target)
             return target
@@ -98,13 +102,29 @@ class Registry:
         """Import the library's own parts and those of installed third parties."""
         if self._loaded:
             return
-        self._loaded = True
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-            if not module.name.startswith("_"):
-                importlib.import_module(f"{self._package}.{module.name}")
-        for entry in importlib.metadata.entry_points(group=self.group):
+        self._loaded = True  # before the imports, which may themselves look a name up
+        try:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+                if not module.name.startswith("_"):
+                    importlib.import_module(f"{self._package}.{module.name}")
+            for entry in importlib.metadata.entry_points(group=self.group):
+                self._load_entry(entry)
+        except BaseException:
+            self._loaded = False
+            raise
+
+    def _load_entry(self, entry: importlib.metadata.EntryPoint) -> None:
+        try:
             entry.load()
+        except TutelageError:
+            raise
+        except Exception as error:
+            package = entry.dist.name if entry.dist is not None else "an installed package"
+            raise TutelageError(
+                f"The {self.noun} {entry.name!r} of {package} ({entry.value}) cannot be imported: {type(error).__name__}: {error}. "
+                "Repair or uninstall that package."
+            ) from error
 
     def names(self) -> list[str]:
         self.load()
@@ -120,7 +140,11 @@ class Registry:
     def build(self, name: str, /, *args: Any, **config: Any) -> Any:
         """Build the part called `name` with a checked configuration."""
         part = self.get(name)
-        return part.target(*args, **part.check(config))
+        checked = part.check(config)
+        missing = [n for n, p in part.parameters.items() if p.default is p.empty and n not in checked]
+        if missing:
+            raise TutelageError(f"The {self.noun} {name!r} needs the parameter {missing[0]!r}, which has no default.")
+        return part.target(*args, **checked)
 
 
 curricula = Registry("curriculum", "curricula", "tutelage.curricula")

@@ -7,6 +7,7 @@ make up its memory; checks, randomness, state and migration live here.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -108,7 +109,7 @@ class Curriculum:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to decide as an unbroken one: plain JSON values and numpy arrays."""
-        memory = {name: _copied(getattr(self, name)) for name in self.memory}
+        memory = {name: copy.deepcopy(getattr(self, name)) for name in self.memory}
         return {**self._identity(), "lessons": self.lessons, "rng": self.rng.bit_generator.state, "memory": memory | self._deck_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -117,6 +118,12 @@ class Curriculum:
         theirs = {key: state.get(key) for key in mine}
         if theirs != mine:
             raise TutelageError(_difference(mine, theirs))
+        missing = [key for key in ("lessons", "rng", "memory") if key not in state]
+        missing += [name for name in (*self.memory, *self._deck_state()) if name not in state.get("memory", {})]
+        if missing:
+            raise TutelageError(
+                f"This state of the curriculum {self.name!r} lacks {', '.join(missing)}; nothing was loaded. Was it cut short?"
+            )
         self._restore(state)
 
     def _identity(self) -> dict[str, Any]:
@@ -124,13 +131,14 @@ class Curriculum:
         return {"schema": SCHEMA, "curriculum": self.name or type(self).__name__, "config": config, "pool": self.pool.fingerprint}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.lessons = int(state["lessons"])
+        memory = state["memory"]
+        restored = {name: _like(getattr(self, name), memory[name]) for name in self.memory}
         self.rng.bit_generator.state = state["rng"]
-        for name in self.memory:
-            value, old = state["memory"][name], getattr(self, name)
-            setattr(self, name, np.array(value, dtype=old.dtype) if isinstance(old, np.ndarray) else type(old)(value))
+        self.lessons = int(state["lessons"])
         if self.deck is not None:
-            self.deck.load(state["memory"])
+            self.deck.load(memory)
+        for name, value in restored.items():
+            setattr(self, name, value)
 
     def _deck_state(self) -> dict[str, Any]:
         return {} if self.deck is None else self.deck.state()
@@ -154,8 +162,12 @@ class Curriculum:
         return self.arms.arm_N[self.pool.rows_of(outcomes.key_N)].astype(np.int64)
 
 
-def _copied(value: Any) -> Any:
-    return value.copy() if isinstance(value, np.ndarray) else value
+def _like(old: Any, value: Any) -> Any:
+    """A copy of `value` with the type (for arrays the dtype) of `old`."""
+    if isinstance(old, np.ndarray):
+        return np.array(value, dtype=old.dtype)
+    value = copy.deepcopy(value)
+    return value if old is None or value is None else type(old)(value)
 
 
 def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -172,7 +184,7 @@ def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
         "This curriculum state belongs to something else, and is not loaded. "
         + "; ".join(lines)
         + ". Resume with the configuration and pool "
-        "it was made with, or carry it over with tutelage.curricula.migrate(state, old_pool, new_curriculum)."
+        "it was made with, or carry it over with tutelage.migrate(state, old_pool, new_curriculum)."
     )
 
 
@@ -180,8 +192,21 @@ def migrate(state: dict[str, Any], old_pool: TaskPool, curriculum: Curriculum) -
     """Load into `curriculum` what a state of another pool knows, matched by arm name; returns a report.
 
     The report holds `carried` and `fresh` (arms of the new pool with and without memory) and `dropped` (arms of the old one that no longer
-    exist). Decks start anew, for their order belongs to a pool.
+    exist). Decks start anew, for their order belongs to a pool. The state must be one of the same curriculum over `old_pool`; its other
+    hyperparameters may differ, unless they decide the shape of the memory.
     """
+    mine, theirs = curriculum._identity(), {"curriculum": state["curriculum"], "pool": state["pool"]}
+    expected = {"curriculum": mine["curriculum"], "pool": old_pool.fingerprint}
+    if theirs != expected:
+        raise TutelageError(
+            f"migrate cannot use this state: expected {expected}, got {theirs}. Pass the pool that the state was made with."
+        )
+    for attribute in curriculum.by_arm:
+        new, was = getattr(curriculum, attribute).shape[1:], np.shape(state["memory"][attribute])[1:]
+        if new != was:
+            raise TutelageError(
+                f"migrate cannot carry over {attribute}: it holds {was} per arm there and {new} here. Use the same settings."
+            )
     by = state["config"].get("by")
     old = {name: a for a, name in enumerate(old_pool.arms(by).names)}
     names = curriculum.arms.names

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tutelage.curricula._base import Curriculum
 from tutelage.curricula._draws import draw_arms, softmax
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, unknown
 from tutelage.outcomes import Outcomes
 from tutelage.pools import Arms, TaskPool
 from tutelage.registry import curricula
@@ -48,10 +48,12 @@ class DUMP(Curriculum):
         count: Literal["rollouts", "prompts"] = "rollouts",
         by: str | tuple[str, ...] | None = None,
     ) -> None:
-        if window < 1 or tau <= 0 or exploration < 0:
+        if not (window >= 1 and tau > 0 and exploration >= 0):
             raise TutelageError(
                 f"dump: window must be at least 1, tau above 0, exploration at least 0; got {window}, {tau}, {exploration}."
             )
+        if count not in ("rollouts", "prompts"):
+            raise unknown("count of dump", count, ("rollouts", "prompts"))
         super().__init__(pool, seed=seed, config={"window": window, "tau": tau, "exploration": exploration, "count": count, "by": by})
         arms = len(self.arms)
         self.recent_AK = np.zeros((arms, window), dtype=np.float32)

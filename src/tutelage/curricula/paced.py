@@ -7,13 +7,13 @@ Source: competence-based curricula (Platanios et al. 2019, arXiv 1903.09848) and
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.curricula._base import Curriculum
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, unknown
 from tutelage.pools import TaskPool
 from tutelage.registry import curricula
 
@@ -51,6 +51,8 @@ class _Paced(Curriculum):
             raise TutelageError(
                 f"The curriculum {self.name!r} orders tasks by difficulty, and this pool has none. Give TaskPool(difficulty=...)."
             )
+        if pacing not in get_args(Pace):
+            raise unknown(f"pacing of {self.name}", pacing, get_args(Pace))
         if steps < 1 or not 0 < start <= 1 or not 0 <= full_at <= 1:
             raise TutelageError(
                 f"{self.name}: steps must be at least 1, start in (0, 1], full_at in [0, 1]; got steps={steps}, start={start}, "

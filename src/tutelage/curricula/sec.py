@@ -10,17 +10,21 @@ Source: Chen et al., "Self-Evolving Curriculum for LLM Reasoning" (arXiv 2505.14
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.curricula._base import Curriculum
 from tutelage.curricula._draws import Deck, draw_arms, proportional, softmax
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, unknown
 from tutelage.outcomes import Outcomes
 from tutelage.pools import Arms, TaskPool
 from tutelage.registry import curricula
+
+Policy = Literal["softmax", "proportional", "greedy"]
+Signal = Literal["advantage", "unnormalised", "progress"]
+POLICIES, SIGNALS = get_args(Policy), get_args(Signal)
 
 
 @curricula.register("sec")
@@ -50,11 +54,15 @@ class SEC(Curriculum):
         tau: float = 1.0,
         by: str | tuple[str, ...] | None = None,
         decay_unseen: bool = True,
-        policy: Literal["softmax", "proportional", "greedy"] = "softmax",
-        signal: Literal["advantage", "unnormalised", "progress"] = "advantage",
+        policy: Policy = "softmax",
+        signal: Signal = "advantage",
     ) -> None:
-        if not 0 < alpha <= 1 or tau <= 0:
+        if not (0 < alpha <= 1 and tau > 0):
             raise TutelageError(f"sec: alpha must lie in (0, 1] and tau above 0; got alpha={alpha}, tau={tau}.")
+        if policy not in POLICIES:
+            raise unknown("policy of sec", policy, POLICIES)
+        if signal not in SIGNALS:
+            raise unknown("signal of sec", signal, SIGNALS)
         config = {"alpha": alpha, "tau": tau, "by": by, "decay_unseen": decay_unseen, "policy": policy, "signal": signal}
         super().__init__(pool, seed=seed, config=config)
         self.value_A = np.zeros(len(self.arms))
@@ -81,36 +89,32 @@ class SEC(Curriculum):
         return self._deal(draw_arms(self.share_A, n, self.rng))
 
     def _observe(self, outcomes: Outcomes, *, probe: bool) -> None:
-        arm_N = self._arm_of(outcomes)
-        signal_N = self._signal(outcomes, arm_N)
-        known_N = ~np.isnan(signal_N)
-        arms, place_N = np.unique(arm_N[known_N], return_inverse=True)
-        mean = np.bincount(place_N, signal_N[known_N], len(arms)) / np.maximum(np.bincount(place_N, minlength=len(arms)), 1)
-        alpha = self.config["alpha"]
-        if self.config["decay_unseen"]:
-            self.value_A *= 1 - alpha
-            self.value_A[arms] += alpha * mean
-        else:
-            self.value_A[arms] += alpha * (mean - self.value_A[arms])
+        signal_NG = self._signal(outcomes)
+        known_NG = ~np.isnan(signal_NG)
+        arm_M = np.repeat(self._arm_of(outcomes), known_NG.sum(axis=1))  # one entry per scorable rollout
+        size_A = np.bincount(arm_M, minlength=len(self.arms))
+        seen_A = size_A > 0
+        pay_A = np.bincount(arm_M, signal_NG[known_NG], len(size_A)) / np.maximum(size_A, 1)
+        if self.config["signal"] == "progress":
+            pay_A, reward_A = np.nan_to_num(np.abs(pay_A - self.last_reward_A)) * seen_A, pay_A
+            self.last_reward_A[seen_A] = reward_A[seen_A]
+        learns_A = np.ones_like(seen_A) if self.config["decay_unseen"] else seen_A
+        self.value_A += np.where(learns_A, self.config["alpha"] * (pay_A - self.value_A), 0.0)
 
-    def _signal(self, outcomes: Outcomes, arm_N: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What each task pays its arm, shape (N,); NaN where unscorable."""
-        assert outcomes.reward_NG is not None
-        known_NG = ~np.isnan(outcomes.reward_NG)
-        count_N = known_NG.sum(axis=1)
-        mean_N = np.where(count_N > 0, np.where(known_NG, outcomes.reward_NG, 0).sum(axis=1) / np.maximum(count_N, 1), np.nan)
-        if self.config["signal"] == "advantage":
-            return np.where(count_N > 0, outcomes.mean_abs_advantage_N, np.nan)
-        if self.config["signal"] == "unnormalised":
-            spread_NG = np.where(known_NG, np.abs(outcomes.reward_NG - mean_N[:, None]), 0)
-            return np.where(count_N > 0, spread_NG.sum(axis=1) / np.maximum(count_N, 1), np.nan)
-        signal_N = np.full(len(arm_N), np.nan)
-        for arm in np.unique(arm_N[count_N > 0]):
-            here_N = (arm_N == arm) & (count_N > 0)
-            now, before = mean_N[here_N].mean(), self.last_reward_A[arm]
-            signal_N[here_N] = 0.0 if np.isnan(before) else abs(now - before)
-            self.last_reward_A[arm] = now
-        return signal_N
+    def _signal(self, outcomes: Outcomes) -> NDArray[np.float64]:
+        """What each rollout pays its arm, shape (N, G), NaN where unscorable; for "progress" its reward."""
+        reward_NG, advantage_NG = outcomes.reward_NG, outcomes.advantage_NG
+        assert reward_NG is not None
+        assert advantage_NG is not None
+        match self.config["signal"]:
+            case "advantage":
+                return np.where(np.isnan(reward_NG), np.nan, np.abs(advantage_NG))
+            case "unnormalised":
+                known_NG = ~np.isnan(reward_NG)
+                mean_N = np.where(known_NG, reward_NG, 0.0).sum(axis=1) / np.maximum(known_NG.sum(axis=1), 1)
+                return np.abs(reward_NG - mean_N[:, None])
+            case _:
+                return reward_NG
 
     @property
     def metrics(self) -> dict[str, float]:
