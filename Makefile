@@ -1,0 +1,47 @@
+# make demo: the main job, start to end.  make test: everything that must pass.  Both make their own environment in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+DEMO_OUT ?= runs/demo
+
+.PHONY: demo test fast lint types contracts smoke bench env clean
+
+demo: $(STAMP)
+	$(BIN)/tutelage compare --out $(DEMO_OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+contracts: $(STAMP)
+	$(BIN)/lint-imports
+
+smoke: $(STAMP)
+	$(BIN)/tutelage replicate --all --smoke --out $(VENV)/smoke
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/pool_and_curricula.py
+	$(BIN)/python benchmarks/curriculum_share.py
+	$(BIN)/python benchmarks/compare_throughput.py
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[lm,dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,212 @@
+"""The configuration of a run and of a comparison: one schema for the command line, YAML files and Python.
+
+Unknown keys fail and name the nearest valid one. `settings` are the engine's own, under the engine's names (`GRPOConfig`, `SFTConfig`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tutelage.errors import TutelageError, unknown
+from tutelage.registry import curricula, objectives
+
+Engine = Literal["grpo", "sft"]
+BudgetKind = Literal["rollouts", "updates", "tokens", "seconds"]
+_BUDGET = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(rollouts|updates|tokens|seconds)\s*$")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+M = TypeVar("M", bound=Strict)
+
+
+class Evaluation(Strict):
+    """How held-out tasks are measured, always apart from the reward.
+
+    points: evaluations over the budget, the first (before training) not counted. tasks_per_arm: at most so many held-out tasks of each
+    arm. attempts: completions per task. temperature: 0 is greedy. batch_size: prompts generated at once.
+    """
+
+    points: int = Field(4, ge=1)
+    tasks_per_arm: int = Field(24, ge=1)
+    attempts: int = Field(1, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    batch_size: int = Field(256, ge=1)
+
+
+class Arm(Strict):
+    """One arm of a comparison: a named way to train.
+
+    curriculum and parameters: a registered curriculum and its hyperparameters. objective: a registered objective that replaces the
+    trainer's loss, with its hyperparameters. settings: the engine's options, over the run's. refill_cap, on_short: how many generation
+    batches a filtering curriculum may draw per training batch, and what happens when it falls short (pad, partial, raise).
+    """
+
+    name: str
+    trainer: Engine | None = None
+    curriculum: str = "uniform"
+    parameters: dict[str, Any] = {}
+    objective: str | None = None
+    objective_parameters: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    refill_cap: int = Field(4, ge=1)
+    on_short: Literal["pad", "partial", "raise"] = "pad"
+
+
+class Run(Strict):
+    """What all arms of a comparison share; `train` reads the same schema with one arm.
+
+    model: "builtin", a model directory or a hub name. tasks: "builtin", reasoning-gym families, files or directories. steps: plain steps,
+    which set the budget unless `budget` ("3000rollouts", "100updates", "2e5tokens", "600seconds") does. seeds: how many, from 0; None is
+    the least number that can reach a verdict. target: the accuracy whose cost is compared; None is chosen from the baseline's curve.
+    lora: `peft.LoraConfig` options, or None for full training.
+    """
+
+    model: str = "builtin"
+    tasks: list[str] = ["builtin"]
+    verifier: str | None = None
+    columns: dict[Literal["prompt", "answer", "arm", "difficulty"], str] = {}
+    tasks_per_arm: int = Field(256, ge=1)
+    trainer: Engine = "grpo"
+    arms: list[Arm] = []
+    baseline: str = "uniform"
+    steps: int = Field(50, ge=1)
+    budget: str | None = None
+    seeds: int | None = Field(None, ge=1)
+    seed: int = 0
+    target: float | None = Field(None, gt=0, le=1)
+    evaluation: Evaluation = Evaluation()
+    settings: dict[str, Any] = {}
+    lora: dict[str, Any] | None = None
+    format_reward: float = Field(0.0, ge=0, lt=1)
+
+
+def parse_budget(text: str) -> tuple[BudgetKind, float]:
+    """ "3000rollouts" as ("rollouts", 3000.0)."""
+    found = _BUDGET.match(text)
+    if not found or float(found[1]) <= 0:
+        raise TutelageError(f"Cannot read the budget {text!r}; write a positive number and its unit, such as 3000rollouts, 100updates or 600seconds.")
+    return found[2], float(found[1].replace("_", ""))  # type: ignore[return-value]
+
+
+def parse_value(text: str) -> Any:
+    """A value typed on the command line, read as YAML: 1e-4 is a number, true a boolean, [a, b] a list."""
+    try:
+        return float(text) if re.fullmatch(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TutelageError(f"Cannot read the value {text!r}: {error}.") from None
+
+
+def parse_arm(text: str) -> Arm:
+    """An arm as typed: a curriculum's name, `name:key=value,key=value`, or a YAML file with the fields of `Arm`."""
+    if text.endswith((".yaml", ".yml")):
+        return as_arm(read_yaml(Path(text)), Path(text).stem, text)
+    name, _, rest = text.partition(":")
+    parameters = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise TutelageError(f"Cannot read {pair!r} in the arm {text!r}; write name:key=value,key=value, such as sec:tau=0.2.")
+        parameters[key.strip()] = parse_value(value)
+    return as_arm({"curriculum": name, "parameters": parameters}, text, text)
+
+
+def as_arm(value: dict[str, Any] | str, default_name: str, source: str) -> Arm:
+    """An `Arm` from what a YAML file holds: a name, or a mapping with the fields of `Arm`; its parts are checked at once."""
+    if isinstance(value, str):
+        return parse_arm(value)
+    arm = validate(Arm, {"name": default_name, **value}, source)
+    arm.parameters = curricula.get(arm.curriculum).check(arm.parameters)
+    if arm.objective is not None:
+        arm.objective_parameters = objectives.get(arm.objective).check(arm.objective_parameters)
+    elif arm.objective_parameters:
+        raise TutelageError(f"{source}: objective_parameters are given, but no objective. Name one, or drop them.")
+    return arm
+
+
+def validate(model: type[M], values: dict[str, Any], source: str) -> M:
+    """`values` as a configuration, or an error that names the key, what it held and the nearest valid key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(p) for p in first["loc"]]
+        if first["type"] == "extra_forbidden":
+            holder = Evaluation if place[0] == "evaluation" and len(place) > 1 else model
+            raise TutelageError(f"{source}: {unknown('key', place[-1], holder.model_fields)}") from None
+        got = f" (got {first['input']!r})" if first["type"] != "missing" else ""
+        raise TutelageError(f"{source}: {'.'.join(place)}: {first['msg']}{got}.") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; a missing or malformed file is an error with its line."""
+    if not path.is_file():
+        raise TutelageError(f"There is no file {path}. Check the path; it is read relative to {Path.cwd()}.")
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TutelageError(f"{path} is not readable as YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(value, dict):
+        raise TutelageError(f"{path} must hold a mapping of settings; it holds {type(value).__name__}.")
+    return value
+
+
+def make_run(file: Path | None, given: dict[str, Any], sets: list[str]) -> Run:
+    """The run that a YAML file, the command line's options (`given`, None where not typed) and `--set key=value` describe, in that order."""
+    values = read_yaml(file) if file else {}
+    source = str(file) if file else "The command line"
+    values |= {key: value for key, value in given.items() if value is not None}
+    if isinstance(values.get("tasks"), str):
+        values["tasks"] = [values["tasks"]]
+    arms = values.pop("arms", [])
+    run = validate(Run, values, source)
+    for pair in sets:
+        run = _set(run, pair)
+    run.arms = [arm if isinstance(arm, Arm) else as_arm(arm, f"arm {i}", source) for i, arm in enumerate(arms, 1)]
+    names = [arm.name for arm in run.arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise TutelageError(f"{source}: the arm {name!r} is named twice; give each arm a name of its own.")
+    return run
+
+
+def _set(run: Run, pair: str) -> Run:
+    """Apply one `--set key=value`: a field of `Run`, `evaluation.<field>`, or an option of the engine."""
+    key, equals, text = pair.partition("=")
+    if not equals:
+        raise TutelageError(f"Cannot read --set {pair!r}; write --set key=value.")
+    value = parse_value(text)
+    values = run.model_dump(exclude={"arms"})
+    head, _, tail = key.partition(".")
+    if tail and head in ("evaluation", "settings", "lora", "columns"):
+        values[head] = {**(values[head] or {}), tail: value}
+    elif key in Run.model_fields and key != "arms":
+        values[key] = [value] if key == "tasks" and isinstance(value, str) else value
+    else:
+        values["settings"] = {**values["settings"], key: value}
+    return validate(Run, values, f"--set {pair}")
+
+
+def check_settings(settings: dict[str, Any], engine: Engine, others: bool = True) -> None:
+    """Refuse options that the engine's configuration class does not have; the nearest of all valid names is told."""
+    import dataclasses
+
+    from tutelage.study.engines import config_class
+
+    names = {f.name for f in dataclasses.fields(config_class(engine))}
+    for key in settings:
+        if key not in names:
+            known = names | (set(Run.model_fields) | {f"evaluation.{n}" for n in Evaluation.model_fields} if others else set())
+            raise _short(unknown("setting", key, known), config_class(engine).__name__)
+
+
+def _short(error: TutelageError, holder: str) -> TutelageError:
+    """The list of a hundred and fifty options helps nobody: keep the nearest name and say where the others stand."""
+    return TutelageError(f"{str(error).split(' Known:')[0]} Options are those of `Run` (tutelage show run) and of trl.{holder}.")

@@ -1,0 +1,133 @@
+"""How a run becomes an engine's trainer: TRL's GRPO and SFT with a curriculum, and the settings they start from.
+
+The settings of the built-in student were chosen once, for the uniform baseline alone, so that no method is tuned more than it. Other models
+start from TRL's own defaults; only the learning-rate schedule (constant after warm-up: a decay would confound comparisons at
+different budgets) and what a comparison owns (saving, logging, seeds) differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import TutelageError, missing_extra
+from tutelage.study.config import Arm, Engine, Run
+
+BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
+    "grpo": {
+        "per_device_train_batch_size": 64,
+        "num_generations": 8,
+        "max_completion_length": 14,
+        "learning_rate": 2e-4,
+        "warmup_steps": 5,
+    },
+    "sft": {"per_device_train_batch_size": 32, "learning_rate": 2e-4, "warmup_steps": 5, "max_length": 160},
+}
+COMMON_SETTINGS: dict[str, Any] = {
+    "lr_scheduler_type": "constant_with_warmup",
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+def config_class(engine: Engine) -> Any:
+    """TRL's configuration class of an engine; without TRL installed the error names the extra."""
+    try:
+        import trl
+    except ModuleNotFoundError as error:
+        raise missing_extra(error.name or "trl", "lm") from None
+    return trl.GRPOConfig if engine == "grpo" else trl.SFTConfig
+
+
+def engine_of(run: Run, arm: Arm) -> Engine:
+    return arm.trainer or run.trainer
+
+
+def settings_of(run: Run, arm: Arm) -> dict[str, Any]:
+    """The engine's options of one arm: common, then the built-in student's, then the run's, then the arm's."""
+    engine = engine_of(run, arm)
+    builtin = BUILTIN_SETTINGS[engine] if run.model == "builtin" else {}
+    settings = {**COMMON_SETTINGS, **_device_settings(), **builtin, **run.settings, **arm.settings}
+    if engine == "grpo" and settings.get("num_generations", 8) == 1:
+        raise TutelageError(
+            "num_generations is 1: a group of one has no spread, so every advantage is 0 and nothing trains. Use a group of at least 2 (8 is usual)."
+        )
+    return settings
+
+
+def _device_settings() -> dict[str, Any]:
+    """Full precision on a CPU, where half precision is slow and inexact; TRL's default elsewhere."""
+    import torch
+
+    return {} if torch.cuda.is_available() else {"bf16": False, "use_cpu": True, "dataloader_pin_memory": False}
+
+
+def plain_step(run: Run, arm: Arm) -> tuple[int, int]:
+    """(tasks, rollouts) of one optimiser step without filtering; for SFT a task is an example and there are no rollouts."""
+    settings = settings_of(run, arm)
+    config = {f.name: f.default for f in dataclasses.fields(config_class(engine_of(run, arm)))} | settings
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = int(config["per_device_train_batch_size"]) * int(config["gradient_accumulation_steps"]) * world
+    if engine_of(run, arm) == "sft":
+        return batch, batch
+    group = int(config["num_generations"])
+    if batch % group:
+        raise TutelageError(
+            f"A step of {batch} completions cannot be cut into groups of num_generations={group}; make per_device_train_batch_size x "
+            "gradient_accumulation_steps a multiple of it."
+        )
+    return batch // group, batch
+
+
+def load_model(run: Run) -> tuple[Any, Any]:
+    """(model, tokenizer) in float32 on a CPU, in the checkpoint's own type elsewhere; a directory without tokenizer is refused."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from tutelage.students import builtin_path
+
+    path = str(builtin_path()) if run.model == "builtin" else run.model
+    if run.model != "builtin" and Path(path).is_dir():
+        _check_model_directory(Path(path))
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        dtype = "auto" if torch.cuda.is_available() else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TutelageError(
+            f"Cannot load the model {path!r}: {reason} Give a directory as save_pretrained writes it, or a name on the Hugging Face hub that "
+            "this machine can reach."
+        ) from None
+    finally:
+        logging.enable_progress_bar()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def _check_model_directory(path: Path) -> None:
+    present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    if not (path / "config.json").exists():
+        raise TutelageError(f"{path} is not a model directory: it has no config.json (it holds {present}).")
+    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "vocab.txt")):
+        raise TutelageError(
+            f"The model directory {path} has no tokenizer (it holds {present}). Save the tokenizer beside the model: "
+            f"tokenizer.save_pretrained({str(path)!r})."
+        )
+
+
+def make_config(run: Run, arm: Arm, *, seed: int, max_steps: int, output_dir: Path) -> Any:
+    """TRL's configuration object for one cell."""
+    engine = engine_of(run, arm)
+    settings = {**settings_of(run, arm), "seed": seed, "max_steps": max_steps, "output_dir": str(output_dir)}
+    try:
+        return config_class(engine)(**settings)
+    except (TypeError, ValueError) as error:
+        raise TutelageError(f"{config_class(engine).__name__} refuses the settings of the arm {arm.name!r}: {error}") from None

@@ -1,0 +1,142 @@
+"""Worker processes that import the engine once and run many cells, and the loop that feeds them.
+
+Workers are spawned, never forked (an engine's threads do not survive a fork), each with its share of the cores.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from tutelage.errors import TutelageError
+from tutelage.study.cell import Job
+from tutelage.study.config import Run
+
+Event = tuple[str, int, Any]
+
+
+class Schedule(Protocol):
+    """Which cell next, and what became of it."""
+
+    def next_job(self) -> Job | None:
+        """A job that can start now; None while there is none."""
+
+    def finished(self, job: Job, record: dict[str, Any]) -> None:
+        """A cell is done; jobs that waited for it may start."""
+
+    @property
+    def remaining(self) -> int:
+        """Jobs neither done nor running."""
+
+
+def default_jobs() -> int:
+    """One worker per core, at most four: cells are small, and each holds a copy of the engine."""
+    return max(1, min(4, _cores()))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def run_all(run: Run, schedule: Schedule, folder: Path, *, jobs: int, tell: Callable[[str, Any], None]) -> None:
+    """Run every job of the schedule; `tell(kind, payload)` hears "step" and "done". The first error stops everything and is raised."""
+    with _workers(run, folder, jobs) as (inboxes, events):
+        idle, running = list(range(jobs)), {}
+        while True:
+            while idle and (job := schedule.next_job()) is not None:
+                worker = idle.pop()
+                running[worker] = job
+                inboxes[worker].put(job)
+            if not running:
+                return
+            kind, worker, payload = _next_event(events, running)
+            if kind == "error":
+                raise TutelageError(payload)
+            if kind == "step":
+                tell("step", (running[worker], payload))
+                continue
+            job = running.pop(worker)
+            idle.append(worker)
+            schedule.finished(job, payload)
+            tell("done", (job, payload))
+
+
+def _next_event(events: Any, running: dict[int, Job]) -> Event:
+    while True:
+        try:
+            return events.get(timeout=5)
+        except queue.Empty:
+            dead = [c for c in multiprocessing.active_children() if not c.is_alive()]
+            if dead or not multiprocessing.active_children():
+                names = ", ".join(job.name for job in running.values())
+                return (
+                    "error", -1,
+                    f"A worker process died without a word (killed, or out of memory) while running {names}. Cells that finished are kept; run "
+                    "the same command again to go on, with fewer --jobs if memory is short.",
+                )  # fmt: skip
+
+
+@contextmanager
+def _workers(run: Run, folder: Path, jobs: int) -> Iterator[tuple[list[Any], Any]]:
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, _cores() // jobs)
+    events = context.Queue()
+    inboxes = [context.Queue() for _ in range(jobs)]
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")}
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}  # read by children while they start
+    processes = [
+        context.Process(target=_work, args=(i, run, folder, threads, inbox, events), daemon=True) for i, inbox in enumerate(inboxes)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        yield inboxes, events
+        for inbox in inboxes:
+            inbox.put(None)
+        for process in processes:
+            process.join(timeout=10)
+    finally:
+        for process in processes:
+            process.kill()
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _work(worker: int, run: Run, folder: Path, threads: int, inbox: Any, events: Any) -> None:
+    """A worker's life: import once, then run cells until told to stop."""
+    try:
+        quiet()
+        import torch
+
+        from tutelage.study.cell import Bench, run_cell
+
+        torch.set_num_threads(threads)
+        bench = Bench(run)
+        while (job := inbox.get()) is not None:
+            record = run_cell(bench, job, folder / job.name, lambda info: events.put(("step", worker, info)))
+            events.put(("done", worker, record))
+    except TutelageError as error:
+        events.put(("error", worker, str(error)))
+    except KeyboardInterrupt:
+        pass
+    except BaseException:
+        events.put(("error", worker, f"A worker failed unexpectedly; this is a bug or a broken environment.\n{traceback.format_exc()}"))
+
+
+def quiet() -> None:
+    """Silence the engines' start-up notices; errors and our own words stay."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.filterwarnings("ignore")
+    for name in ("transformers", "accelerate", "trl", "datasets", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
