@@ -179,6 +179,7 @@ NUMERIC = [
     ("It cost \\$12.50", "12.5", C),
     (r"\boxed{1{,}250}", "1250", C),
     ("1\u202f250 km", "1250", C),
+    (r"\$1,\!250", "1250", C),
     ("The answer is 1/2.", "0.5", C),
     ("2 1/2 cups", "2.5", C),
     ("2½ cups", "2.5", C),
@@ -325,6 +326,13 @@ CHOICE = [
     ("A dog is a fine animal", M),
     ("Either Lyon or Paris", M),
     ("I think so", M),
+    ("So the correct choice is B.", C),
+    ("It's B", C),
+    ("Choose B", C),
+    ("A. Lyon is smaller.\nC. Nice is on the coast.\nSo B.", C),
+    ("(B) is the capital, as (A) and (C) are not.", C),
+    ("B\n\nExplanation: (A) is smaller.", C),
+    ("I'm not sure, but A", W),
     ("E", M),
     ("Marseille", M),
     ("", M),
@@ -379,6 +387,8 @@ MATH = [
     ("The answer is $18.", "18", C),
     (r"\boxed{1,234}", "1234", C),
     (r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}", C),
+    (r"The answer is $\dfrac{2\pi}{3}$.", "2pi/3", C),
+    (r"\boxed{\sin x}", "sin(x)", C),
     (r"\boxed{\frac{1}{3}}", "0.5", W),
     ("2*x+1", "2", W),
     (r"\boxed{x+1}", "x-1", W),
@@ -520,7 +530,8 @@ def test_reasoning_gym_scores(task: dict, completion: str, kind: Kind, grade: fl
         ("string_insertion", "[f'{{open({path!r}, chr(119))}}']"),
         ("n_queens", "(open)({path!r}, 'w')"),
         ("countdown", "open({path!r}, 'w')"),
-        ("puzzle24", "eval({path!r})"),
+        ("puzzle24", "open({path!r}, 'w')"),
+        ("countdown", "(lambda: exec(chr(111)))()"),
         ("simple_integration", "sqrt(\"open({path!r}, 'w')\")"),
         ("polynomial_multiplication", "ｏｐｅｎ({path!r}, 'w')"),
     ],
@@ -623,6 +634,13 @@ def test_unknown_names_and_settings_name_the_nearest() -> None:
         resolve("numeric", rel_tol=-1.0)
     with pytest.raises(TutelageError, match="between 2 and 26"):
         resolve("choice", options=1)
+
+
+def test_choice_names_what_is_wrong_with_the_options() -> None:
+    with pytest.raises(TutelageError, match="'green' is none of the options: A: red, B: blue"):
+        resolve("choice")("A", {"answer": "green", "choices": ["red", "blue"]})
+    with pytest.raises(TutelageError, match="up to 26 options"):
+        resolve("choice")("A", {"answer": "A", "choices": list("abc") * 9})
 
 
 def test_judge_all_shapes() -> None:

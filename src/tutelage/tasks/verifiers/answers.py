@@ -112,7 +112,8 @@ _SHORT_REFUSAL = re.compile(
 )
 _RESUMED = re.compile(
     r"""\b(?:(?:but|however|still|so|then),?\s+(?:i(?:'d|\s+would)?\s+(?:think|believe|guess|suspect|say)|it(?:'s|\s+is)|the|my|we|let|if|
-         probably|maybe|perhaps)\b | let's\b | let\s+(?:me|us)\b | therefore\b | thus\b | hence\b | (?:best|my)\s+guess\b)""",
+         probably|maybe|perhaps)\b | but,?\s+(?:[\d$\\(]|(?-i:[A-Z]\b)(?=[.)\s]*\Z))
+       | let's\b | let\s+(?:me|us)\b | therefore\b | thus\b | hence\b | (?:best|my)\s+guess\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")

@@ -7,6 +7,7 @@ What to know of the scores (reasoning-gym 0.1.25, read from its source and measu
   propositional_logic, rearc, sentence_reordering, tower_of_hanoi). The default scorer pays len(gold) / len(answer) wherever the gold text
   occurs inside the answer (gcd, letter_counting, maze, aiw, ...), so a list of guesses earns a little. Gate and measure on CORRECT, not
   on a grade above 0.
+- boxnet, graph_color, propositional_logic, rubiks_cube and rush_hour come without a gold answer (`answer` is "None"): any valid one counts.
 - puzzle24 accepts any four numbers in its range that make 24, not only those asked for.
 - game_of_life_halting calls every non-empty answer correct; tasks of it raise `TutelageError`.
 - Nine scorers hand the answer to Python's `eval` or to sympy's parser, which evaluates too. Their answers are first checked to contain no

@@ -45,8 +45,11 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LISTED = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
 _LEADING = re.compile(r"\W*(?P<named>(?:option|choice|letter|answer)\W+)?(?P<letter>[A-Z])(?!\w)(?P<rest>.*)", re.DOTALL | re.IGNORECASE)
 _ARTICLE = re.compile(r"\s+(?!(?:because|since|as|is|and|or)\b)[a-z]|['’]")  # what follows in "A dog", "I think", "I'm"
+_LINE = re.compile(r"^[ \t]*\(?([A-Z])[).](?=\s|$)", re.MULTILINE)
 _POINTED = re.compile(
-    r"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.):]?\*\*|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b|^[ \t]*([A-Z])[).](?=\s|$)", re.MULTILINE
+    rf"""{_LINE.pattern} | \(([A-Z])\) | \*\*\(?([A-Z])\)?[.):]?\*\* | \b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b
+      | \b(?:is|be|but|[Ii]t's|[Cc]hoose|[Pp]ick|[Ss]elect|[Ss]o)\s+\(?([A-Z])(?=[.,;:!)]|[ \t]*$)""",
+    re.MULTILINE | re.VERBOSE,
 )
 _SEVERAL = re.compile(r"\W*\(?([A-Z])\)?\s*(?:,|/|&|\band\b|\bor\b)\s*(?:\band\b|\bor\b)?\s*\(?([A-Z])\)?(?!\w)")
 
@@ -60,8 +63,8 @@ def choice(*, options: int = 10) -> Verifier:
     is a letter ("B", "(B)"), an option's text, or an integer index from 0.
 
     Read in this order: the marked answer, else the whole text, as a letter or an option's text; then the last letter pointed at in the
-    text ("(B)", "**B**", "option B"); then the one option whose text occurs. Several letters at once ("A or B") are MALFORMED, as is the
-    absence of all. Args: options: how many letters count where the task lists no options.
+    text ("(B)", "**B**", "option B", "so B."); then the one option whose text occurs. Several letters at once ("A or B") are MALFORMED,
+    as is the absence of all. Args: options: how many letters count where the task lists no options.
     """
     if not 2 <= options <= len(_LETTERS):
         raise TutelageError(f"Verifier 'choice': options={options} must lie between 2 and {len(_LETTERS)}, the letters there are.")
@@ -72,9 +75,12 @@ def _choice(completion: str, task: Mapping[str, Any], *, options: int) -> Judgem
     listed = _options_of(task)
     letters = "".join(listed) or _LETTERS[:options]
     gold = _gold_letter(task.get("answer"), listed, letters)
-    return judge(
-        completion, lambda: None if (letter := _chosen(completion, listed, letters)) is None else letter == gold, unless=listed.values()
-    )
+
+    def grade() -> bool | None:
+        letter = _chosen(completion, listed, letters)
+        return None if letter is None else letter == gold
+
+    return judge(completion, grade, unless=listed.values())
 
 
 def _options_of(task: Mapping[str, Any]) -> dict[str, str]:
@@ -85,6 +91,8 @@ def _options_of(task: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(raw, Mapping):
         return {str(label): str(text) for label, text in raw.items()}
     if raw is not None and not isinstance(raw, str):
+        if len(raw) > len(_LETTERS):
+            raise TutelageError(f"A task may list up to {len(_LETTERS)} options; this one lists {len(raw)}.")
         return {letter: _LISTED.sub(r"\2", str(text)) for letter, text in zip(_LETTERS, raw, strict=False)}
     question = task.get("question") or task.get("prompt") or ""
     if isinstance(question, Sequence) and not isinstance(question, str):
@@ -111,7 +119,10 @@ def _chosen(completion: str, listed: Mapping[str, str], letters: str) -> str | N
     span = text.strip() if marked is None else marked
     if (several := _SEVERAL.match(span)) and several[1] != several[2] and set(several.groups()) <= set(letters):
         return None
-    if letter := _by_text(span, listed) or _as_letter(span, letters):
+    if letter := _by_text(span, listed):
+        return letter
+    weighs_options = marked is None and len(set(_LINE.findall(text))) > 1  # "A. is too short. / B. too long. / So C."
+    if not weighs_options and (letter := _as_letter(span, letters)):
         return letter
     for match in reversed(list(_POINTED.finditer(text))):
         if (letter := next(group for group in match.groups() if group)) in letters:

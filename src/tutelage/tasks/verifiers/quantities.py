@@ -14,7 +14,7 @@ from tutelage.registry import verifiers
 from tutelage.tasks.verifiers.answers import after_thinking, final_answer, marked_answer
 from tutelage.tasks.verifiers.base import Judgement, Verifier, gold_of, judge
 
-_GROUP = r"(?:,|\{,\}|\\,|[\u00a0\u2009\u202f])"  # 1,234  1{,}234  1\,234  and the non-breaking and thin spaces
+_GROUP = r"(?:,(?:\\!)?|\{,\}|\\,|[\u00a0\u2009\u202f])"  # 1,234  1{,}234  1\,234  and the non-breaking and thin spaces
 _DIGITS = rf"(?:(?:\d{{1,3}}(?:{_GROUP}\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
 _NUMBER = re.compile(
     rf"""

@@ -15,6 +15,7 @@ from tutelage.tasks.verifiers.base import Judgement, Verifier, gold_of, judge
 from tutelage.tasks.verifiers.worker import WORKER, Stalled
 
 _DELIMITER = re.compile(r"\$|\\\(|\\\[|\\boxed|\\begin\{(?:equation|align)")
+_NAMED = re.compile(r"(?<![A-Za-z])(pi|sin|cos|tan|log|ln|exp|infty|theta)(?![A-Za-z])")  # sin(x) would be read as s*i*n*(x)
 _PROSE = re.compile(r"(?<![\\A-Za-z{])(?!(?:sin|cos|tan|log|exp|sqrt|pi|infty)\b)[A-Za-z]{3,}\b")
 
 
@@ -93,6 +94,8 @@ def _parse(text: str, *, as_latex: bool) -> list[Any]:
     import math_verify
 
     text = re.sub(r"\\\$|^\$(?=[^$]*$)", "", text)  # a price, not a delimiter
+    if "\\" not in text:
+        text = _NAMED.sub(r"\\\1 ", text)
     wrapped = text if _DELIMITER.search(text) else f"${text}$"
     readings = [text, wrapped] if _PROSE.search(text) else [wrapped, text]
     for reading in readings if as_latex else [text]:

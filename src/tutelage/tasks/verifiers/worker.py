@@ -65,6 +65,7 @@ class Worker:
         return value
 
     def _start(self) -> subprocess.Popen[str]:
+        self._stop()  # one that died meanwhile
         # A caller's sys.path may differ from a fresh interpreter's; one thread, since judging is called from every rank of a run.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
