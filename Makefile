@@ -31,7 +31,6 @@ smoke: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/pool_and_curricula.py
-	$(BIN)/python benchmarks/curriculum_share.py
 	$(BIN)/python benchmarks/compare_throughput.py
 
 env: $(STAMP)

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import TutelageError, unknown
+from tutelage.errors import MissingExtraError, TutelageError, unknown
 from tutelage.registry import NOUNS, Part
 
 
 def parts(noun: str | None = None) -> list[Part]:
-    """All parts, or those of one noun (singular or plural); a noun whose packages are not installed is skipped."""
+    """All parts, or those of one noun (singular or plural); without a noun, one whose packages are not installed is left out."""
     chosen = [r for r in NOUNS if noun in (None, r.noun, r.group.split(".")[1])]
     if not chosen:
         raise unknown("noun", str(noun), [r.group.split(".")[1] for r in NOUNS])
@@ -20,9 +20,9 @@ def parts(noun: str | None = None) -> list[Part]:
     for registry in chosen:
         try:
             found += [registry.get(name) for name in registry.names()]
-        except ModuleNotFoundError as error:
+        except MissingExtraError:
             if noun is not None:
-                raise TutelageError(f"The {registry.group.split('.')[1]} need {error.name!r}: pip install 'tutelage[lm]'.") from None
+                raise
     return found
 
 

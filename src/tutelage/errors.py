@@ -14,6 +14,10 @@ class TutelageError(ValueError):
     """Bad input, bad configuration or a broken promise between parts; the message says how to mend it."""
 
 
+class MissingExtraError(TutelageError):
+    """An optional package is not installed; the message says which extra brings it."""
+
+
 def unknown(what: str, name: str, options: Iterable[str]) -> TutelageError:
     """The error for a name that is not among `options`: it names the nearest one and lists the others."""
     known = sorted(options)
@@ -22,6 +26,6 @@ def unknown(what: str, name: str, options: Iterable[str]) -> TutelageError:
     return TutelageError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
 
 
-def missing_extra(package: str, extra: str) -> TutelageError:
+def missing_extra(package: str, extra: str) -> MissingExtraError:
     """The error for an optional dependency that is not installed."""
-    return TutelageError(f"This needs the package {package!r}, which is not installed. Install it with: pip install 'tutelage[{extra}]'")
+    return MissingExtraError(f"This needs the package {package!r}, which is not installed. Install it with: pip install 'tutelage[{extra}]'")
