@@ -1,4 +1,5 @@
 """GRPO with a curriculum: what is proposed, what is observed, what is counted."""
+# ruff: noqa: E402
 
 from __future__ import annotations
 

@@ -48,6 +48,12 @@ def model(seed: int = 0, dropout: float = 0.0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def saved(path: Path | str, seed: int = 0) -> str:
+    """The model in a directory: a reference model is loaded from where the policy came from."""
+    model(seed).save_pretrained(path)
+    return str(path)
+
+
 def tasks(size: int = 24, arms: int = 3, chat: bool = False) -> tuple[Dataset, tt.TaskPool]:
     """Prompts `00=`, `01=`, ... with their number and arm, and the pool over them."""
     prompts: list[Any] = [f"{i:02d}=" for i in range(size)]

@@ -13,9 +13,9 @@ from tutelage.errors import TutelageError, unknown
 class Judge:
     """Finds the verifier's judgement of each attempt.
 
-    solved: None for the first reward function where its values lie in [0, 1] (a reward model is no verifier); the name of a reward function;
-    or a callable with the signature of a reward function. A verifier may hold, after each call, `last_kind` and `last_grade`, one entry per
-    attempt of that call; they are used where present.
+    solved: None for the first reward function where its values lie in [0, 1] (a reward model is no verifier); the name of a reward
+    function; or a callable with the signature of a reward function. A verifier may hold, after each call, `last_kind` and `last_grade`,
+    one entry per attempt of that call; they are used where present.
     """
 
     def __init__(self, solved: str | Callable[..., Any] | None, functions: Sequence[Any], names: Sequence[str]) -> None:

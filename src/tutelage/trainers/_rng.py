@@ -1,4 +1,4 @@
-"""The engine's random states: python, numpy, torch and its devices. The library draws from none of them; it only keeps them as they were."""
+"""The engine's random states: python, numpy, torch and its devices. The library draws from none of them; it keeps them as they were."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def decide(choose: Callable[[], T]) -> T:
-    """Run `choose` on rank 0 and return its value on every rank. An error of rank 0 is raised on every rank, so that none waits for ever."""
+    """Run `choose` on rank 0 and return its value on every rank. An error of rank 0 is raised on every rank, so that none waits."""
     state = PartialState()
     if state.num_processes == 1:
         return choose()

@@ -11,7 +11,7 @@ Private names in use: of `GRPOTrainer`, `_generate_and_score_completions` (the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -23,16 +23,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.errors import TutelageError
+from tutelage.trainers import _batches
+from tutelage.trainers._batches import Batch, Sample
 from tutelage.trainers._judgement import Judge
 
 if TYPE_CHECKING:
-    from trl import GRPOTrainer as GRPOBase
+    GRPOBase = Any
 else:
     GRPOBase = object
 
-Batch = dict[str, Any]
 TESTED = {"trl": ((1, 16), (1, 17)), "transformers": ((5, 23), (5, 24))}
 """Package -> first tested version, first version beyond."""
+PER_SAMPLE = ("grpo", "sapo", "dr_grpo", "luspo")
+"""TRL's losses that divide by the number of samples, those that do not train included; the others divide by trained tokens."""
 
 
 def check_versions() -> None:
@@ -43,22 +46,25 @@ def check_versions() -> None:
         if not low <= numbers < high:
             span = f"{package}>={low[0]}.{low[1]},<{high[0]}.{high[1]}"
             raise TutelageError(
-                f"This adapter was tested with {span} and found {package} {found}. It uses private names of the engine, which other versions "
-                f"may have changed. Install a tested one: pip install '{span}'"
+                f"This adapter was tested with {span} and found {package} {found}. It uses private names of the engine, which other "
+                f"versions may have changed. Install a tested one: pip install '{span}'"
             )
 
 
 @dataclass
 class Rollouts:
-    """What one generation batch gave. `batch`: this process's tensors, as TRL made them. `reward_BF`: raw rewards of all processes, one column
-    per reward function. `columns`: solved, kind, reward, advantage and length, (N, G) each and over all processes. `length_b`: tokens of
-    this process's completions.
+    """What one generation batch gave.
+
+    batch: this process's tensors, as TRL made them. length_b: tokens of this process's completions. Over all processes: reward_BF, raw
+    rewards, one column per reward function; columns, (N, G) each: solved and kind where known, reward, advantage, length, ended (by
+    itself, not by the limit). texts: the table of completions that TRL keeps, by column, where it is to be logged.
     """
 
     batch: Batch
     reward_BF: Tensor
     columns: dict[str, NDArray[Any]]
     length_b: list[int]
+    texts: dict[str, list[Any]]
 
 
 @dataclass
@@ -67,6 +73,7 @@ class _Heard:
 
     reward_BF: Tensor | None = None
     length_b: list[int] = field(default_factory=list)
+    ended_b: list[bool] = field(default_factory=list)
     solved_b: list[float] | None = None
     kind_b: list[int] | None = None
 
@@ -92,6 +99,8 @@ class GRPOEngine(GRPOBase):
         if self._heard is not None:
             heard = self._heard
             heard.reward_BF, heard.length_b = reward_BF, [len(ids) for ids in completion_ids_list]
+            ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+            heard.ended_b = [ids[-1] in ends for ids in completion_ids_list]
             heard.solved_b, heard.kind_b = self.judge.local(
                 inputs, self.state, prompts=prompts, completions=completions, completion_ids=completion_ids_list
             )
@@ -125,16 +134,16 @@ class GRPOEngine(GRPOBase):
         if advantage.ndim == 2:  # a subclass's advantage per token
             mask = batch["completion_mask"]
             advantage = (advantage * mask).sum(1) / mask.sum(1).clamp(min=1)
-        local: dict[str, Any] = {"advantage": advantage, "length": heard.length_b, "solved": heard.solved_b, "kind": heard.kind_b}
+        local: dict[str, Any] = {"advantage": advantage, "length": heard.length_b, "ended": heard.ended_b}
+        local |= {"solved": heard.solved_b, "kind": heard.kind_b}
         local = {k: torch.as_tensor(v, dtype=torch.float32, device=reward_BF.device) for k, v in local.items() if v is not None}
         table_BK = self.accelerator.gather(torch.stack(list(local.values()), dim=1))
-        known_B = ~torch.isnan(reward_BF).all(dim=1)
-        total_B = torch.where(known_B, (reward_BF * self.reward_weights.to(reward_BF.device)).nansum(dim=1), torch.nan)
-        columns = {"reward": total_B} | {name: table_BK[:, k] for k, name in enumerate(local)}
+        columns = {"reward": _batches.weighted_reward(reward_BF, self.reward_weights)}
+        columns |= {name: table_BK[:, k] for k, name in enumerate(local)}
         if "solved" not in columns and self.judge.column is not None:
             columns["solved"] = reward_BF[:, self.judge.column]
         numpy = {name: column.double().cpu().numpy().reshape(shape) for name, column in columns.items()}
-        return Rollouts(batch, reward_BF, numpy, heard.length_b)
+        return Rollouts(batch, reward_BF, numpy, heard.length_b, self._texts() if self.log_completions else {})
 
     def rows(self, rows_B: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Rows of the training set, one fresh dict each, without the columns that `remove_unused_columns` drops."""
@@ -145,3 +154,74 @@ class GRPOEngine(GRPOBase):
     def record(self, name: str, value: float) -> None:
         """Add a training metric; it is averaged until the next log, as TRL's own are."""
         self._metrics["train"][name].append(float(value))
+
+    def record_total(self, name: str, value: float) -> None:
+        """Set a training metric that only grows; the latest value is logged."""
+        self._metrics["train"][name] = [float(value)]
+
+    def mark_metrics(self) -> dict[str, int]:
+        """How many values each training metric has now."""
+        return {name: len(values) for name, values in self._metrics["train"].items()}
+
+    def rebuild(
+        self,
+        samples: list[Sample],
+        wide: frozenset[str],
+        rounds: Sequence[Rollouts],
+        number_B: NDArray[np.int64],
+        inert_B: NDArray[np.bool_],
+        local: slice,
+        mark: dict[str, int],
+    ) -> Batch:
+        """This process's part (`local`) of a batch of samples that came in several rounds, with advantages, counts, metrics and the logged
+        table as if it had been generated in one. number_B: the samples of all processes, counted over rounds. inert_B: those to leave out.
+        """
+        reward_BF = torch.cat([r.reward_BF for r in rounds])[torch.from_numpy(number_B).to(rounds[0].reward_BF.device)]
+        live_B = torch.from_numpy(~inert_B).to(reward_BF.device)
+        advantage_L, std_L = _batches.advantages(
+            reward_BF[live_B],
+            self.reward_weights,
+            self.num_generations,
+            scale=self.scale_rewards,
+            aggregation=self.multi_objective_aggregation,
+        )
+        samples = [{key: value.to(self.accelerator.device) for key, value in sample.items()} for sample in samples]
+        batch = _batches.put_together(samples, wide, pad_id=self._tokenizer.pad_token_id, multiple_of=self.pad_to_multiple_of)
+        if batch["advantages"].ndim == 1:  # a subclass's advantages per token stay as they are
+            advantage_B = torch.zeros(len(live_B), device=reward_BF.device, dtype=advantage_L.dtype).masked_scatter(live_B, advantage_L)
+            batch["advantages"] = advantage_B[local].to(batch["advantages"])
+        batch["completion_mask"] = batch["completion_mask"] * live_B[local].to(batch["completion_mask"]).unsqueeze(1)
+        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+        batch["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+        if inert_B.any() and self.loss_type in PER_SAMPLE:
+            batch["loss_scale"] = torch.tensor(float(len(inert_B) / (~inert_B).sum()), device=mask.device)
+        self._rewrite_metrics(mark, reward_BF[live_B], std_L, rounds, number_B[~inert_B])
+        return batch
+
+    def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
+        loss = super()._compute_loss(model, inputs)
+        return loss * inputs["loss_scale"] if "loss_scale" in inputs else loss
+
+    def _rewrite_metrics(
+        self, mark: dict[str, int], reward_LF: Tensor, std_L: Tensor, rounds: Sequence[Rollouts], number_L: NDArray[np.int64]
+    ) -> None:
+        """One value per metric for the whole training batch: of the samples trained on where that can be told, else the rounds' mean."""
+        length_L, ended_L = (np.concatenate([r.columns[name].ravel() for r in rounds])[number_L] for name in ("length", "ended"))
+        told = _batches.reward_metrics(reward_LF, self.reward_weights, self.reward_func_names, std_L)
+        told |= _batches.completion_metrics(length_L, ended_L)
+        for name, values in self._metrics["train"].items():
+            fresh = values[mark.get(name, 0) :]
+            if fresh and name != "num_tokens":  # TRL keeps a running total there
+                values[mark.get(name, 0) :] = [told.get(name, float(np.nanmean(fresh)))]
+        for name, old in rounds[0].texts.items():
+            everything = [entry for r in rounds for entry in r.texts.get(name, [None] * len(old))]
+            self._table(name).extend(everything[n] for n in number_L)
+
+    def _texts(self) -> dict[str, list[Any]]:
+        """The rows of TRL's table of completions that the last generation batch wrote (it keeps one batch)."""
+        names = ["prompt", "completion", "advantages", *(f"{part}/{n}" for part in ("rewards", "extra") for n in self._logs[part])]
+        return {name: list(self._table(name)) for name in names}
+
+    def _table(self, name: str) -> Any:
+        part, _, column = name.partition("/")
+        return self._logs[part][column] if column else self._logs[part]

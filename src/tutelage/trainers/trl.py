@@ -5,9 +5,9 @@
     trainer = with_curriculum(trl.GRPOTrainer)(..., train_dataset=dataset, curriculum=cur)
     trainer.train()
 
-Everything else is TRL's, under TRL's names. The dataloader is only a clock: rows come from `propose` at the moment of generation, so that a
-decision uses every outcome before it. Rank 0 decides and broadcasts; whole groups are gathered before `observe`. TRL's `shuffle_dataset` and
-the loader's worker settings have no say in training; evaluation is untouched.
+Everything else is TRL's, under TRL's names. The dataloader is only a clock: rows come from `propose` at the moment of generation, so that
+a decision uses every outcome before it. Rank 0 decides and broadcasts; whole groups are gathered before `observe`. TRL's
+`shuffle_dataset` and the loader's worker settings have no say in training; evaluation is untouched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tutelage.curricula._base import Curriculum
 from tutelage.errors import TutelageError, missing_extra
@@ -30,9 +30,10 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _lesson, _rng
+from tutelage.trainers import _refill, _rng
+from tutelage.trainers._batches import Batch
 from tutelage.trainers._judgement import Judge
-from tutelage.trainers._trl_private import Batch, GRPOEngine, check_versions
+from tutelage.trainers._trl_private import GRPOEngine, check_versions
 
 OnShort = Literal["pad", "partial", "raise"]
 
@@ -50,6 +51,9 @@ def with_curriculum(base: type) -> type:
         - `curriculum`: what the model learns next, over a pool whose row i is row i of `train_dataset`. None trains exactly as `base` does.
         - `solved`: which judgement the curriculum sees: None for the first reward function where its values lie in [0, 1]; a reward
           function's name; or a callable with a reward function's signature.
+        - `refill_cap`: for a curriculum that filters, how many generation batches may be drawn for one training batch (at least 1).
+        - `on_short`: what happens when the cap is reached and groups are missing. "pad": the first rejected groups train, unfiltered; after
+          ten batches in a row without one admitted group it raises. "partial": the admitted groups alone train. "raise": an error.
         - `lesson_callbacks`: functions `f(lesson: Lesson)`, called on rank 0 after every lesson.
 
         and which has `ledger`, what the run has spent. Metrics of the curriculum are logged as `curriculum/<name>`.
@@ -75,7 +79,7 @@ class _CountUpdates(TrainerCallback):
         self.ledger.updates = state.global_step
 
 
-class _Silent(Dataset):  # type: ignore[type-arg]
+class _Silent(Dataset[Any]):
     """As long as the training set, and says nothing."""
 
     def __init__(self, size: int) -> None:
@@ -89,7 +93,7 @@ class _Silent(Dataset):  # type: ignore[type-arg]
 
 
 def clock(size: int, ticks: int) -> DataLoader[Any]:
-    """A loader of `ticks` empty batches over a training set of `size` rows. It owns its generator, for a loader draws a seed when it starts."""
+    """A loader of `ticks` empty batches over a training set of `size` rows, with its own generator, for it draws a seed when it starts."""
     return DataLoader(_Silent(size), batch_sampler=[[0]] * ticks, collate_fn=lambda rows: rows[0], generator=torch.Generator())
 
 
@@ -101,10 +105,17 @@ class GRPOLessons(GRPOEngine):
         *args: Any,
         curriculum: Curriculum | None = None,
         solved: str | Callable[..., Any] | None = None,
+        refill_cap: int = 4,
+        on_short: OnShort = "pad",
         lesson_callbacks: Sequence[Callable[[Lesson], None]] = (),
         **kwargs: Any,
     ) -> None:
         self.curriculum = curriculum
+        if refill_cap < 1 or on_short not in get_args(OnShort):
+            raise TutelageError(
+                f"refill_cap must be at least 1 and on_short one of {get_args(OnShort)}; got {refill_cap!r} and {on_short!r}."
+            )
+        self.refill_cap, self.on_short, self.barren = refill_cap, on_short, 0
         self.lesson_callbacks = tuple(lesson_callbacks)
         self.ledger = Ledger()
         if curriculum is not None:
@@ -127,12 +138,7 @@ class GRPOLessons(GRPOEngine):
         return clock(len(self.train_dataset), generations * self.num_iterations * self.args.steps_per_generation)
 
     def next_batch(self) -> Batch:
-        taught = _lesson.teach(self)
-        self.ledger.training_tokens += int(taught.rollouts.columns["length"].sum())
-        if self.accelerator.is_main_process:
-            for name, value in self.curriculum.metrics.items():
-                self.record(f"curriculum/{name}", value)
-        return taught.rollouts.batch
+        return _refill.next_batch(self)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self.curriculum is None:
@@ -165,7 +171,7 @@ def _check_given(curriculum: Any, dataset: Any) -> None:
 def _check_pool(curriculum: Curriculum, dataset: Any) -> None:
     if len(curriculum.pool) != len(dataset):
         raise TutelageError(
-            f"The curriculum's pool has {len(curriculum.pool):,} tasks and train_dataset {len(dataset):,} rows; row i of the pool must be row "
-            "i of the data set. Likely cause: the data set was filtered, shuffled or split after the pool was made. Make the pool from the very "
-            "data set that is trained on: TaskPool.from_dataset(dataset, ...)."
+            f"The curriculum's pool has {len(curriculum.pool):,} tasks and train_dataset {len(dataset):,} rows; row i of the pool must be "
+            "row i of the data set. Likely cause: the data set was filtered, shuffled or split after the pool was made. Make the pool from "
+            "the very data set that is trained on: TaskPool.from_dataset(dataset, ...)."
         )
