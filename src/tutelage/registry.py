@@ -149,7 +149,7 @@ class Registry:
 
 curricula = Registry("curriculum", "curricula", "tutelage.curricula")
 objectives = Registry("objective", "objectives", "tutelage.objectives")
-verifiers = Registry("verifier", "verifiers", "tutelage.tasks")
+verifiers = Registry("verifier", "verifiers", "tutelage.tasks.verifiers")
 replications = Registry("replication", "replications", "tutelage.replications")
 
 NOUNS: tuple[Registry, ...] = (curricula, objectives, verifiers, replications)

@@ -114,10 +114,11 @@ def build_trainer(bench: Bench, job: Job, model: Any, tokenizer: Any, config: An
         "train_dataset": bench.dataset(engine, tokenizer),
         "processing_class": tokenizer,
         "curriculum": part.target(bench.tasks.train, seed=job.seed, **part.check(parameters)),
-        "objective": objectives.build(arm.objective, **arm.objective_parameters) if arm.objective else None,
         "peft_config": _lora(run),
         "lesson_callbacks": lesson_callbacks,
     }
+    if arm.objective:
+        shared["objective"] = objectives.build(arm.objective, **arm.objective_parameters)
     if engine == "sft":
         return with_curriculum(trl.SFTTrainer)(**shared)
     reward = VerifierReward(bench.tasks.verifier, format_reward=run.format_reward)
@@ -242,6 +243,8 @@ def record_of(bench: Bench, job: Job, trainer: Any, observer: Observer) -> dict[
 
 def train_cell(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str, Any]], None]) -> tuple[Any, Observer]:
     """The trained trainer and what was observed."""
+    from transformers import PrinterCallback
+
     model, tokenizer = engines.load_model(bench.run)
     kind, amount = job.budget
     tasks_per_step, rollouts_per_step = engines.plain_step(bench.run, job.arm)
@@ -259,6 +262,7 @@ def train_cell(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str, A
     observer = Observer(job, len(bench.arm_names), bench.run.evaluation.points, tell, measure)
     trainer = build_trainer(bench, job, model, tokenizer, config, lesson_callbacks=(observer.lesson,))
     trainer.add_callback(_callback(observer))
+    trainer.remove_callback(PrinterCallback)
     observer.trainer = trainer
     resume = _resumable(folder)
     if resume is not None:
@@ -272,6 +276,8 @@ def train_cell(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str, A
 
 def _resumable(folder: Path) -> Path | None:
     """The newest complete checkpoint whose observations stand beside it."""
+    if not any(folder.glob("checkpoint-*")):
+        return None
     from tutelage.trainers.trl import complete_checkpoints
 
     found = [c for c in complete_checkpoints(folder) if (folder / f"observer-{c.name.split('-')[-1]}.json").exists()]
