@@ -2,8 +2,8 @@
 
     step:  propose → sample → verify → observe → admit → (refill) → one gradient step on exactly the groups that were admitted
 
-On-policy: every lesson is sampled by the weights that it trains, one optimiser step per lesson. The loop owns the refill: while groups are
-missing it asks for as many more as are missing, up to `refill_cap` batches, and then does what `on_short` says.
+On-policy: every lesson is sampled by the weights that it trains, one optimiser step per lesson. The loop owns the refill: while groups
+are missing it asks for as many more as are missing, up to `refill_cap` batches, and then does what `on_short` says.
 
 Array suffixes: `N` tasks, `G` attempts, `T` slots or tokens of an answer, `B` = N G answers.
 """
@@ -16,16 +16,22 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tutelage.curricula._base import Curriculum
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, missing_extra
+
+try:
+    import torch
+    from torch import Tensor
+except ModuleNotFoundError as error:
+    raise missing_extra("torch", "lm") from error
+
 from tutelage.objectives.policy_gradient import PolicyGradient
 from tutelage.outcomes import Outcomes
+from tutelage.trainers.ledger import Ledger
 
-OnShort = Literal["raise", "partial", "pad"]
+OnShort = Literal["pad", "partial", "raise"]
 Verify = Callable[[NDArray[np.int64], Tensor], NDArray[np.float64]]
 
 
@@ -40,29 +46,23 @@ class Student(Protocol):
 
 
 @dataclass
-class Ledger:
-    """What a run has cost. `training_tokens` entered a loss; `rollouts` are all that were sampled, probes and rejected groups too.
+class Run:
+    """A finished run: what it has spent, and what was seen on the way, one entry per evaluation.
 
-    seconds: processor time of this process without evaluation, so that a busy machine does not slow a method on paper. rejected: groups that
-    `admit` refused. skipped: steps without any group to train on.
+    seconds: processor time of this process without evaluation, so that a busy machine makes no method look slow. skipped: steps without
+    any group to train on. curve: per evaluation `step`, the ledger, `seconds`, `skipped` and what `evaluate` returned. taught_XA: groups
+    trained on, per arm, since the evaluation before.
     """
 
-    updates: int = 0
-    rollouts: int = 0
-    training_tokens: int = 0
-    seconds: float = 0.0
-    rejected: int = 0
-    skipped: int = 0
-
-
-@dataclass
-class Run:
-    """The ledger at the end, one record per evaluation (the ledger at that point, `step`, and what `evaluate` returned), and the number of
-    groups trained on, per arm, in the steps before each evaluation (X, A)."""
-
     ledger: Ledger = field(default_factory=Ledger)
+    seconds: float = 0.0
+    skipped: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
     taught_XA: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def cost(self) -> dict[str, float]:
+        """The ledger, `seconds` and `skipped`, as they stand now."""
+        return {**asdict(self.ledger), "seconds": self.seconds, "skipped": self.skipped}
 
 
 class _Groups(NamedTuple):
@@ -99,7 +99,8 @@ def train(
         objective: of the GRPO family without a reference model (`kl_coef=0`); its advantages are what the curriculum observes.
         generator: of the answers' randomness.
         refill_cap: at most this many times `batch` groups are sampled per step (only curricula that filter ever refill).
-        on_short: when the cap leaves groups missing, "raise", train on the "partial" batch (none at all: the step is skipped), or "pad" with
+        on_short: when the cap leaves groups missing, "raise", train on the "partial" batch (none at all: the step is skipped), or "pad"
+        with
             rejected groups, the latest first.
         evaluate: called before the first step, after every `evaluate_every`-th and after the last; its time is not counted.
 
@@ -112,7 +113,7 @@ def train(
     taught_A = np.zeros(len(curriculum.pool.arms()), dtype=np.int64)
     for step in range(updates + 1):
         if evaluate is not None and (step % evaluate_every == 0 or step == updates):
-            run.curve.append({"step": step, **asdict(run.ledger), **evaluate()})
+            run.curve.append({"step": step, **run.cost(), **evaluate()})
             run.taught_XA.append(taught_A.copy())
             taught_A[:] = 0
         if step == updates:
@@ -121,15 +122,14 @@ def train(
         loop.probe(step, run.ledger)
         groups = loop.fill(step, run.ledger, batch, int(refill_cap * batch), on_short)
         if len(groups.rows_N) == 0:
-            run.ledger.skipped += 1
+            run.skipped += 1
         else:
             optimizer.zero_grad()
             loop.loss(groups).backward()
             optimizer.step()
             run.ledger.updates += 1
-            run.ledger.training_tokens += int(groups.mask_NGT.sum())
             taught_A += np.bincount(curriculum.pool.arms().arm_N[groups.rows_N], minlength=len(taught_A))
-        run.ledger.seconds += time.process_time() - start
+        run.seconds += time.process_time() - start
     return run
 
 
@@ -148,6 +148,7 @@ class _Lesson(NamedTuple):
         token_NGT, mask_NGT = self.student.sample(rows_N, attempts, self.generator)
         reward_NG = self.verify(rows_N, token_NGT)
         ledger.rollouts += reward_NG.size
+        ledger.tokens += int(mask_NGT.sum())
         advantage_B = self.objective.advantages(torch.from_numpy(reward_NG))
         length_NG = mask_NGT.sum(dim=2).numpy()
         advantage_NG = advantage_B.view(reward_NG.shape).numpy()
@@ -161,35 +162,40 @@ class _Lesson(NamedTuple):
             return
         if wanted.signals:
             raise TutelageError(
-                f"The curriculum {self.curriculum.name!r} wants the signals {', '.join(wanted.signals)}, which the torch loop cannot measure; "
+                f"The curriculum {self.curriculum.name!r} wants the signals {', '.join(wanted.signals)}, and the torch loop measures none; "
                 "it samples and verifies answers only. Use an engine that provides them, or a curriculum without signals."
             )
         _, outcomes = self.roll_out(wanted.rows_N, wanted.attempts, step, ledger)
+        ledger.probe_rollouts += len(wanted.rows_N) * wanted.attempts
         self.curriculum.observe(outcomes, probe=True)
 
     def fill(self, step: int, ledger: Ledger, batch: int, cap: int, on_short: OnShort) -> _Groups:
-        """Groups to train on: `batch` of them unless the cap of `cap` sampled groups is reached first."""
+        """Groups to train on: `batch` of them, unless `cap` groups have been sampled before."""
+        cap = max(cap, batch)
         kept: list[_Groups] = []
         spare: list[_Groups] = []
-        missing, left = batch, max(cap, batch)
+        missing, left = batch, cap
         while missing > 0 and left > 0:
             asked = min(missing, left)
             groups, outcomes = self.roll_out(self.curriculum.propose(asked), self.attempts, step, ledger)
+            ledger.lessons += 1
             self.curriculum.observe(outcomes)
             keep_N = self.curriculum.admit(outcomes)
             kept.append(groups.take(keep_N))
             spare.append(groups.take(~keep_N))
             missing, left = missing - int(keep_N.sum()), left - asked
-        ledger.rejected += sum(len(groups.rows_N) for groups in spare)
         if missing > 0 and on_short == "raise":
             raise TutelageError(
-                f"Step {step}: only {batch - missing} of {batch} groups were admitted among {max(cap, batch)} sampled. The tasks are too easy or too "
-                "hard for the filter; widen it, raise refill_cap, or choose on_short='partial' or 'pad'."
+                f"Step {step}: only {batch - missing} of {batch} groups were admitted among {cap} sampled. The tasks are too easy or "
+                "too hard for the filter; widen it, raise refill_cap, or choose on_short='partial' or 'pad'."
             )
         if missing > 0 and on_short == "pad":
             rejected = _joined(spare)
             kept.append(rejected.take(np.arange(len(rejected.rows_N))[-missing:]))
-        return _joined(kept)
+        groups = _joined(kept)
+        ledger.rejected_rollouts += self.attempts * (cap - left - len(groups.rows_N))
+        ledger.training_tokens += int(groups.mask_NGT.sum())
+        return groups
 
     def loss(self, groups: _Groups) -> Tensor:
         """The objective's loss of one whole step; on-policy, the sampling policy is the trained one."""
