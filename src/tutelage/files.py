@@ -78,9 +78,12 @@ def _honest(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        cause = error.strerror or str(error)
+        if error.filename is not None and ".tmp" not in str(error.filename):  # another file, such as one being copied from
+            cause += f" ({error.filename})"
         hint = " Free some space and try again." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise TutelageError(
-            f"Cannot write {path}: {error.strerror or error}.{hint} What stood there before is unchanged, and nothing half-written is left."
+            f"Cannot write {path}: {cause}.{hint} What stood there before is unchanged, and nothing half-written is left."
         ) from error
 
 
