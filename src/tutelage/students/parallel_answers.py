@@ -58,13 +58,15 @@ class SortingTasks:
     ) -> SortingTasks:
         """`per_arm` tasks of each length, digits uniform; with `noise`, one arm more whose verifier tosses a coin.
 
-        A noise task shows five symbols of a second alphabet; whatever the answer, it is accepted with probability `chance`, independently
-        for each attempt. Nothing can be learned there, yet its groups keep a spread for ever: E|A| = 0.509 at G = 8, chance 1/7.
+        A noise task shows symbols of a second alphabet, as many as the middle length (5); whatever the answer, it is accepted with
+        probability `chance`, independently for each attempt. Nothing can be learned there, yet its groups keep a spread for ever: E|A| =
+        0.509 at G = 8, chance 1/7.
         """
         slots = max(lengths)
         shown = [(n, rng.integers(DIGITS, size=(per_arm, n))) for n in lengths]
         if noise:
-            shown.append((5, rng.integers(DIGITS, size=(per_arm, 5))))
+            middle = (min(lengths) + max(lengths)) // 2
+            shown.append((middle, rng.integers(DIGITS, size=(per_arm, middle))))
         token_NT = np.full((len(shown) * per_arm, slots), PAD)
         answer_NT = np.zeros_like(token_NT)
         for a, (n, digit_NT) in enumerate(shown):
