@@ -79,7 +79,7 @@ def test_success_rate_is_what_sampling_approaches(warm: ParallelAnswers, tasks: 
     rows_N = np.arange(len(honest))
     token_NGT, _ = warm.sample(rows_N, 800, rng())
     rate_A = tasks.verify(rows_N, token_NGT, np.random.default_rng(0)).mean(axis=1).reshape(3, 40).mean(axis=1)
-    assert 0.05 < exact_A.min()
+    assert exact_A.min() > 0.05
     assert exact_A.max() < 0.999
     assert np.abs(rate_A - exact_A).max() < 0.01  # standard error at most 0.0028
 
@@ -161,9 +161,7 @@ def test_refill_asks_for_what_is_missing_until_the_batch_is_full(warm: ParallelA
 
 @pytest.mark.parametrize(("on_short", "trained"), [("partial", 6), ("pad", 8)])
 def test_a_batch_that_falls_short(warm: ParallelAnswers, tasks: SortingTasks, on_short: str, trained: int) -> None:
-    run = teach(
-        fresh(warm), tasks, Halves(tasks.pool()), updates=1, refill_cap=1.5, on_short=on_short, evaluate=lambda: {}, evaluate_every=1
-    )
+    run = teach(fresh(warm), tasks, Halves(tasks.pool()), updates=1, refill_cap=1.5, on_short=on_short, evaluate=dict, evaluate_every=1)
     assert run.ledger.rollouts == 4 * 12
     assert run.taught_XA[-1].sum() == trained
     assert run.ledger.rejected_rollouts == 4 * (12 - trained)

@@ -31,14 +31,17 @@ from tutelage.errors import TutelageError
 from tutelage.files import atomic_write
 from tutelage.registry import replications
 from tutelage.study import stats
+from tutelage.study.atlas import atlas, render, write_atlas
 from tutelage.study.schema import without_nan
+
+__all__ = ["Arm", "Cell", "Comparison", "Replication", "atlas", "render", "run", "write_atlas"]
 
 SCHEMA = 1
 SMOKE_SEEDS = 2
 AXES = ("rollouts", "training_tokens", "seconds", "step")
 
 Cell = dict[str, Any]
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[str], None]
 Axis = Literal["rollouts", "training_tokens"]
 
 
@@ -112,7 +115,7 @@ def run(
         jobs: processes; each computes with one thread, and the result does not depend on their number.
         smoke: only show that everything runs: two seeds, a few steps, no verdict but "too few seeds".
         out: directory of the result. Only a run with the fixed seeds is called `<slug>.json`; others carry `.smoke` or `.<n>-seeds`.
-        progress: called as progress(done, total, what was done) after each cell.
+        progress: called with a line of text after each cell.
         command: the command line that started this, for the record.
 
     Raises:
@@ -169,7 +172,7 @@ def _cells(
     todo = [key for key in wanted if key not in cells]
     done = len(wanted) - len(todo)
     if progress and partial.exists():
-        progress(done, len(wanted), "continuing an interrupted run" if done else "an interrupted run by other code is dropped")
+        progress(f"Continuing: {done} of {len(wanted)} cells are there." if done else "Cells made by other code are dropped.")
     lines = [{"arm": arm, "seed": seed, "cell": cell} for (arm, seed), cell in cells.items()]
     atomic_write(partial, "".join(json.dumps(line) + "\n" for line in [identity, *lines]))
     with contextlib.closing(_compute(slug, todo, jobs, smoke)) as computed:
@@ -178,7 +181,7 @@ def _cells(
             _append(partial, {"arm": arm, "seed": seed, "cell": cell})
             done += 1
             if progress:
-                progress(done, len(wanted), f"{arm}, seed {seed}")
+                progress(f"{done}/{len(wanted)}  {arm}, seed {seed}")
     return {key: cells[key] for key in wanted}
 
 
@@ -329,41 +332,3 @@ def _write(path: Path, result: dict[str, Any]) -> None:
         return line(value)
 
     atomic_write(path, "{\n" + ",\n".join(f" {line(key)}: {block(key, value)}" for key, value in result.items()) + "\n}\n")
-
-
-# The atlas -------------------------------------------------------------------------------------------------------------------------------
-
-
-def atlas(results_dir: Path) -> str:
-    """The table of all full replications in a directory, as Markdown: each line is one result file's claim and what was found.
-
-    The effect is the mean paired difference of the primary metric with its 95 % t interval; minutes are the work of one process.
-
-    Raises:
-        TutelageError: a `.json` file there cannot be read as JSON.
-    """
-    lines = ["| method | claim | against | effect | p (Holm) | verdict | seeds | minutes |", "|---|---|---|---|---|---|---|---|"]
-    for path in sorted(Path(results_dir).glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise TutelageError(f"{path} is not a result: {error}. Results are written by `tutelage replicate`; run it again.") from None
-        if isinstance(result, dict) and result.get("full") and "replication" in result:
-            lines.append(_atlas_line(result))
-    return "\n".join(lines) + "\n"
-
-
-def _atlas_line(result: dict[str, Any]) -> str:
-    claim = result["comparisons"][0]
-    interval = "" if claim["low"] is None else f" [{claim['low']:.3f}, {claim['high']:.3f}]"
-    cells = [
-        f"{result['replication']} ({result['paper']})",
-        result["claim"],
-        claim["name"].split(" against ", 1)[1],
-        f"{claim['mean']:+.3f}{interval}",
-        f"{claim['p_holm']:.3g}",
-        f"**{claim['verdict']}**",
-        str(claim["n"]),
-        f"{result['minutes']:.1f}",
-    ]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
