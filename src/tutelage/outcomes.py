@@ -38,6 +38,8 @@ def group_advantage(reward_NG: ArrayLike) -> Float:
     two scorable rewards, and at NaN (unscorable) entries. Source: GRPO (arXiv 2402.03300), without the epsilon that engines add.
     """
     reward_NG = np.asarray(reward_NG, dtype=np.float64)
+    if np.isinf(reward_NG).any():
+        raise TutelageError("An infinite reward has no advantage. Rewards must be finite, or NaN where an attempt could not be scored.")
     known_NG = ~np.isnan(reward_NG)
     count_N1 = known_NG.sum(axis=1, keepdims=True)
     filled_NG = np.where(known_NG, reward_NG, 0.0)
