@@ -25,7 +25,7 @@ def render(result: Result, console: Console) -> None:
     claim = result["comparisons"][0]
     console.print(f"\n[bold]{result['replication']}[/] ({result['paper']}): {result['claim']}", highlight=False)
     console.print(f"[dim]{result['metric']['about']}; {result['budget']}[/]\n", highlight=False)
-    console.print(_arms(result))
+    console.print(_arms(result), "")
     comparisons = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for heading in ("comparison", "difference", "p (Holm)", "verdict"):
         comparisons.add_column(heading, overflow="fold")
