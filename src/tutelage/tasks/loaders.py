@@ -66,7 +66,7 @@ def load_tasks(
 ) -> TaskSet:
     """Load tasks by name or path.
 
-    spec: None or "builtin" for the built-in set; reasoning-gym families as "rg:gcd" or "gcd", one or several (in the levels of `make_pool`);
+    spec: None or "builtin" for the built-in set; reasoning-gym families as "rg:gcd" or "gcd", one or several (see `make_pool` for levels);
     or a file or dataset directory, one or several. A bare name that could be either is a family; write "./gcd" for the path.
 
     verifier: a registered verifier or `module:function`. Default: "reasoning_gym" for its families; for files "numeric" where every gold

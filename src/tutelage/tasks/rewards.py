@@ -5,6 +5,7 @@ The judgement comes first and is kept apart from the reward, because curricula g
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,9 +26,10 @@ Shaping = Callable[[NDArray[np.int8], NDArray[np.float64], Sequence[str]], Any]
 class VerifierReward:
     """A reward function of TRL that judges each completion against its row of the data set; the reward is the grade, in [0, 1].
 
-    verifier: see `tutelage.tasks.verifiers`. pool: where columns are found that the data set lacks, by the data set's column `key` (one
-    that `to_dataset` has made lacks none). shaping: makes the reward of kinds, grades and texts. format_reward: the least reward of a
-    completion that is wrong but well formed: neither malformed nor refused (SEC, arXiv 2505.14970, trains with 0.1); before `shaping`.
+    verifier: see `tutelage.tasks.verifiers`. pool: whose columns, found by the data set's column `key`, come before the data set's own (a
+    data set that `to_dataset` has made has all of them). shaping: makes the reward of kinds, grades and texts. format_reward: the least
+    reward of a completion that is wrong but well formed: neither malformed nor refused (SEC, arXiv 2505.14970, trains with 0.1); before
+    `shaping`.
 
     After each call `last_kind` (int8 `Kind` codes), `last_grade` (the grades before any shaping) and `last_reward` hold the call's rows in
     their order, shape (B,).
@@ -42,7 +44,7 @@ class VerifierReward:
         self.pool = pool
         self.shaping = shaping
         self.format_reward = format_reward
-        self.__name__ = name_of(verifier).split("(")[0].rsplit(":", 1)[-1]  # TRL logs rewards under this name
+        self.__name__ = re.split(r"[:.]", name_of(verifier).split("(")[0])[-1]  # TRL logs rewards under this name
         self.last_kind: NDArray[np.int8] = np.zeros(0, dtype=np.int8)
         self.last_grade: NDArray[np.float64] = np.zeros(0)
         self.last_reward: NDArray[np.float64] = np.zeros(0)
@@ -70,7 +72,7 @@ class VerifierReward:
                 f"{', '.join(listed) or 'no columns'}. Make the data set with to_dataset(pool, tokenizer), or leave out pool=."
             )
         rows_B = self.pool.rows_of(listed["key"])
-        return [{**self.pool.row(int(row)), **task} for row, task in zip(rows_B, tasks, strict=True)]
+        return [{**task, **self.pool.row(int(row))} for row, task in zip(rows_B, tasks, strict=True)]
 
     def _reward(self, texts_B: Sequence[str]) -> NDArray[np.float64]:
         reward_B = self.last_grade

@@ -57,9 +57,10 @@ def pool_of(
     if not columns or not len(next(iter(columns.values()))):
         raise TutelageError(f"{source or 'The table'} holds no tasks. Expected at least one row; check the file, the filter or the split.")
     kept = renamed(columns, prompt=prompt, answer=answer, source=source)
-    if "key" in kept:
+    if "key" in kept:  # a pool's row is told apart by its key, so no further column may be called so
         column = kept.pop("key")
-        kept |= {} if key == "key" else {"original_key": column}
+        if key != "key":
+            kept["original_key"] = column
     for row, value in enumerate(kept.get("prompt", ())):
         _check_prompt(value, row, source)
     return TaskPool(
@@ -92,8 +93,8 @@ def columns_of(table: Any, source: str = "") -> dict[str, Any]:
 
 def _named(columns: Mapping[str, Any], name: str, role: str, source: str) -> Any:
     if name not in columns:
-        where = f" of {source}" if source else ""
-        raise TutelageError(f"{unknown(f'{role} column{where}:', name, columns)} Pass {role}= the name of one of these.")
+        where = f" of {source}:" if source else ""
+        raise TutelageError(f"{unknown(f'{role} column{where}', name, columns)} Pass {role}= the name of one of these.")
     return columns[name]
 
 
@@ -136,8 +137,9 @@ def _check_prompt(value: Any, row: int, source: str) -> None:
             f"The prompt in {_where(row, source)} is a list, but not of chat messages: {str(value)[:80]}. "
             'Expected text, or messages such as [{"role": "user", "content": "1 + 1 ="}].'
         )
+    what = "blank" if isinstance(value, str) or not value else f"of type {type(value).__name__}"
     raise TutelageError(
-        f"The prompt in {_where(row, source)} is {'empty' if not value else f'of type {type(value).__name__}'}: {value!r}. "
+        f"The prompt in {_where(row, source)} is {what}: {str(value)[:60]!r}. "
         "Expected text that is not blank, or a list of chat messages; drop the row or choose another column with prompt=."
     )
 
@@ -237,8 +239,8 @@ def to_dataset(pool: TaskPool, tokenizer: Any = None) -> Any:
     except (pyarrow.ArrowException, TypeError, OverflowError):
         mixed = [name for name, column in columns.items() if not _fits(column)]
         raise TutelageError(
-            f"The columns {', '.join(map(repr, mixed))} mix types, which a data set cannot hold. Give all values of a column one type "
-            "(write numbers as text, say), or leave the column out of the pool."
+            f"A data set cannot hold the columns {', '.join(map(repr, mixed))}: their values are of mixed types, or too large. Give all "
+            "values of a column one type (write numbers as text, say), or leave the column out of the pool."
         ) from None
 
 
