@@ -5,8 +5,7 @@
 | trl | 1.16 | `TutelageError` |
 | transformers | 5.23 | `TutelageError` |
 
-Private names in use: of `GRPOTrainer`, `_generate_and_score_completions` (the moment rows are needed), `_calculate_rewards` (what came back),
-`_metrics`; of `Trainer`, `_remove_unused_columns`. `tests/test_trl_contract.py` runs them against the real packages.
+`tests/test_trl_contract.py` checks against the installed packages that every private name in use is still there.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,17 +23,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.errors import TutelageError
-from tutelage.trainers import _batches
+from tutelage.trainers import _batches, _checkpoint
 from tutelage.trainers._batches import Batch, Sample
 from tutelage.trainers._judgement import Judge
+from tutelage.trainers._sync import agree
 
 if TYPE_CHECKING:
-    GRPOBase = Any
+    Base = Any
 else:
-    GRPOBase = object
+    Base = object
 
 TESTED = {"trl": ((1, 16), (1, 17)), "transformers": ((5, 23), (5, 24))}
 """Package -> first tested version, first version beyond."""
+IN_MEMORY = ("_step", "_buffered_inputs", "_total_train_tokens")
+"""What TRL keeps in memory alone and a resumed run needs."""
 PER_SAMPLE = ("grpo", "sapo", "dr_grpo", "luspo")
 """TRL's losses that divide by the number of samples, those that do not train included; the others divide by trained tokens."""
 
@@ -78,10 +81,97 @@ class _Heard:
     kind_b: list[int] | None = None
 
 
-class GRPOEngine(GRPOBase):
-    """The seam in `trl.GRPOTrainer`: generation is ours to start, and what comes back is ours to see."""
+class CheckpointEngine(Base):
+    """The seam in `transformers.Trainer` where checkpoints are written and read."""
 
     curriculum: Any
+    _staging: str | None = None
+    _published: str | None = None
+
+    def state_files(self, folder: Path) -> None:
+        """Write what the adapter must remember; every process calls it. The adapter above supplies it."""
+        raise NotImplementedError
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Everything that TRL and the adapter write, under a temporary name, all processes together; then one rename."""
+        if self.curriculum is None:
+            return super()._save_checkpoint(model, trial)
+        run = Path(super()._get_output_dir(trial))
+        final = run / f"checkpoint-{self.state.global_step}"
+        staged = run / _checkpoint.STAGING / final.name
+        with self._told_of_failure(final):
+            if self.args.should_save:
+                _checkpoint.clear_staging(run)
+        with self._told_of_failure(final):
+            self._staging = str(staged.parent)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            if self.state.best_model_checkpoint == str(staged):
+                self.state.best_model_checkpoint = str(final)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / "trainer_state.json"))
+            self.state_files(staged)
+        with self._told_of_failure(final):
+            if self.args.should_save:
+                _checkpoint.publish(staged, final, self._facts())
+                best = {Path(self.state.best_model_checkpoint)} if self.state.best_model_checkpoint else set()
+                _checkpoint.rotate(run, self.args.save_total_limit, {final} | best)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        return None
+
+    @contextmanager
+    def _told_of_failure(self, final: Path) -> Iterator[None]:
+        """A step of saving that all processes finish together; if it fails on one, all raise and nothing half-written stays."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        try:
+            agree(error)
+        except Exception as cause:
+            if self.args.should_save:
+                _checkpoint.clear_staging(final.parent)
+            raise TutelageError(
+                f"The checkpoint {final} could not be written: {cause} Earlier checkpoints are as they were. Free some space or mend the "
+                "cause, and go on with trainer.train(resume_from_checkpoint=True)."
+            ) from cause
+
+    def _facts(self) -> dict[str, Any]:
+        versions = {name: version(name) for name in ("torch", "transformers", "trl")}
+        return {"step": self.state.global_step, "resumable": not self.args.save_only_model, "shape": self.shape(), "versions": versions}
+
+    def shape(self) -> dict[str, int]:
+        """What must be the same for a resumed run to be the unbroken one, number for number."""
+        names = ("steps_per_generation", "num_iterations", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps")
+        return {"processes": self.accelerator.num_processes} | {n: getattr(self.args, n) for n in names if hasattr(self.args, n)}
+
+    def engine_state(self) -> dict[str, Any]:
+        """This process's share of what TRL keeps in memory alone: its step, the generated batch it still trains on, unlogged metrics."""
+        metrics = {name: list(values) for name, values in self._metrics["train"].items()}
+        return {"metrics": metrics} | {name: getattr(self, name) for name in IN_MEMORY if hasattr(self, name)}
+
+    def load_engine_state(self, state: dict[str, Any]) -> None:
+        self._metrics["train"].clear()
+        for name, values in state.pop("metrics").items():
+            self._metrics["train"][name] = values
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class GRPOEngine(CheckpointEngine):
+    """The seam in `trl.GRPOTrainer`: generation is ours to start, and what comes back is ours to see."""
+
     judge: Judge
     _heard: _Heard | None = None
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tutelage.curricula._base import Curriculum
@@ -30,11 +31,13 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _refill, _rng
+from tutelage.trainers import _refill, _resume, _rng
 from tutelage.trainers._batches import Batch
+from tutelage.trainers._checkpoint import complete_checkpoints
 from tutelage.trainers._judgement import Judge
 from tutelage.trainers._trl_private import GRPOEngine, check_versions
 
+__all__ = ["Ledger", "Lesson", "complete_checkpoints", "with_curriculum"]
 OnShort = Literal["pad", "partial", "raise"]
 
 
@@ -139,6 +142,18 @@ class GRPOLessons(GRPOEngine):
 
     def next_batch(self) -> Batch:
         return _refill.next_batch(self)
+
+    def state_files(self, folder: Path) -> None:
+        _resume.write(self, folder)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from the start or from a checkpoint: a path, or True for the newest whole one in `output_dir`.
+
+        Raises `TutelageError` if the checkpoint asked for is not whole, or belongs to another curriculum, configuration or pool.
+        """
+        if self.curriculum is not None and resume_from_checkpoint:
+            resume_from_checkpoint = _resume.take_up(self, resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self.curriculum is None:
