@@ -113,7 +113,7 @@ def _rows(studied: tuple, cells: list[Cell], arms: list[str], target: float | No
     for name, label, note, kind, _ in studied:
         by_arm_A = np.mean([curve["by_arm"][-1] for curve in curves[name]], axis=0)
         judgement = judged.get(name)
-        ratios = {unit: _finite(reach[unit][name] / reach[unit][baseline]) for unit in reach}
+        ratios = {unit: _ratio(reach[unit][name], reach[unit][baseline]) for unit in reach}
         rows.append(
             {
                 "name": name,
@@ -147,8 +147,8 @@ def _mean_reach(runs: list, unit: str, target: float | None) -> float:
     return float(np.mean([stats.x_to_reach(run[unit], run["accuracy"], target) for run in runs]))
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _ratio(value: float, baseline: float) -> float | None:
+    return value / baseline if np.isfinite(value) and baseline > 0 else None
 
 
 def _cost(runs: list) -> Cost:

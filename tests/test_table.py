@@ -56,7 +56,7 @@ def test_the_table_is_ranked_and_missing_scores_come_last() -> None:
 def test_sentences_stand_below_the_table_whole() -> None:
     league = make_league()
     text = " ".join(printed(league, 100).split())
-    assert "Over 8 seeds, sec teaches better than uniform and odf teaches worse than uniform. For dump, no difference is shown." in text
+    assert "Over 8 seeds, sec teaches better and odf teaches worse than uniform. For dump, no difference is shown." in text
     sec = next(row for row in league["rows"] if row["name"] == "sec")
     assert sec["sentence"].split(",")[0] in text
 
@@ -80,9 +80,9 @@ def test_markup_in_names_is_printed_not_obeyed() -> None:
     ("verdicts", "said"),
     [
         (["holds"], "Over 8 seeds, m0 teaches better than uniform."),
-        (["holds", "holds", "reversed"], "Over 8 seeds, m0 and m1 teach better than uniform and m2 teaches worse than uniform."),
+        (["holds", "holds", "reversed"], "Over 8 seeds, m0 and m1 teach better and m2 teaches worse than uniform."),
         (["holds", "not shown"], "Over 8 seeds, m0 teaches better than uniform. For m1, no difference is shown."),
-        (["not shown", "not shown", "not shown"], "Over 8 seeds, no difference between m0, m1 and m2 and uniform is shown."),
+        (["not shown", "not shown", "not shown"], "Over 8 seeds, no difference from uniform is shown for m0, m1 and m2."),
         (["too few seeds"], "Over 8 seeds, nothing can be said yet: too few seeds for a verdict."),
     ],
 )

@@ -7,7 +7,7 @@ shape: `A` task arms, `X` evaluations of one run, `L` logged steps of one run.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NotRequired, cast
+from typing import Any, Literal, cast
 
 from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
@@ -123,7 +123,6 @@ class League(TypedDict):
     config: dict[str, Any]
     versions: dict[str, str]
     machine: dict[str, Any]
-    notes: NotRequired[list[str]]
 
 
 def without_nan(value: Any) -> Any:

@@ -92,19 +92,16 @@ def headline(league: League) -> str:
             by_verdict.setdefault(row["verdict"], []).append(row)
     opening, baseline = f"Over {seeds_in_words(league)}", league["baseline"]
 
-    def clause(word: str, one: str, many: str) -> str:
-        rows = by_verdict.get(word, [])
-        return f"{listing([row['label'] for row in rows])} {one if len(rows) == 1 else many} than {baseline}" if rows else ""
+    def clause(verdict: str, how: str) -> str:
+        rows = by_verdict.get(verdict, [])
+        return f"{listing([row['label'] for row in rows])} {'teaches' if len(rows) == 1 else 'teach'} {how}" if rows else ""
 
-    found = [clause("holds", "teaches better", "teach better"), clause("reversed", "teaches worse", "teach worse")]
-    found = [text for text in found if text]
-    if found:
-        silent = [row["label"] for row in by_verdict.get("not shown", [])]
-        rest = f" For {listing(silent)}, no difference is shown." if silent else ""
-        return f"{opening}, {' and '.join(found)}.{rest}"
-    if by_verdict.get("not shown"):
-        names = listing([row["label"] for row in by_verdict["not shown"]])
-        return f"{opening}, no difference between {names} and {baseline} is shown."
+    better, worse, silent = clause("holds", "better"), clause("reversed", "worse"), by_verdict.get("not shown", [])
+    if better or worse:
+        rest = f" For {listing([row['label'] for row in silent])}, no difference is shown." if silent else ""
+        return f"{opening}, {' and '.join(filter(None, (better, worse)))} than {baseline}.{rest}"
+    if silent:
+        return f"{opening}, no difference from {baseline} is shown for {listing([row['label'] for row in silent])}."
     if by_verdict.get("too few seeds"):
         return f"{opening}, nothing can be said yet: too few seeds for a verdict."
     best = max((row["final"] for row in league["rows"] if row["final"] is not None), default=None)
@@ -114,6 +111,11 @@ def headline(league: League) -> str:
 def judged(rows: Sequence[Row]) -> list[Row]:
     """The rows that were compared with the baseline, and so have a sentence."""
     return [row for row in rows if row["sentence"] and row["kind"] != "baseline"]
+
+
+def finding(row: Row) -> str:
+    """A judged row's sentence, to be put after its name: "teaches better than …", or with a colon ": too few seeds …"."""
+    return f"{' ' if row['verdict'] in ('holds', 'reversed') else ': '}{typeset(row['sentence'])}"
 
 
 def typeset(sentence: str) -> str:
