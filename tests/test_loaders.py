@@ -201,6 +201,7 @@ def test_gsm8k_rows_work_as_they_come(tmp_path: Path) -> None:
         (["3", "Paris"], "exact"),
         (["A", "B"], "exact"),
         (["x^2+1", "2x"], "exact"),
+        (["1, 2, 3", "1 2"], "exact"),
         (["1 May 2020", "3 July 1999"], "exact"),
         (["3"] * 19 + ["3 feet 2"], "numeric"),
         (["3"] * 18 + ["3 feet 2"] * 2, "exact"),

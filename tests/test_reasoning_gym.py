@@ -104,6 +104,7 @@ def test_levels_of_follows_the_librarys_attributes() -> None:
     assert levels_of("bitwise_arithmetic", 2) == [
         {"difficulty": level} for level in library.factory.CURRICULA["bitwise_arithmetic"]().attributes["difficulty"].levels[:2]
     ]
+    assert len(levels_of("power_function")) == 4  # whose configuration cannot check itself
     assert levels_of("acre") == [{}]  # no curriculum in the library
 
 
@@ -113,6 +114,14 @@ def test_levels_that_the_library_refuses_are_left_out(caplog: pytest.LogCaptureF
     assert "refuses level" in caplog.text
     with pytest.raises(TutelageError, match="refuses every level"):
         levels_of("knight_swap")
+
+
+def test_families_that_no_seed_fixes_are_announced(caplog: pytest.LogCaptureFixture) -> None:
+    make_pool("ransom_note", levels=1, tasks_per_arm=2)
+    assert "leave it out of runs to be repeated" in caplog.text
+    caplog.clear()
+    make_pool("maze", levels=1, tasks_per_arm=2)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("family", ["simple_equations", "word_sorting", "maze", "propositional_logic", "n_queens"])

@@ -30,7 +30,10 @@ __all__ = ["TaskSet", "load_columns", "load_tasks", "pool_of", "prompt_key", "re
 
 DIFFICULTY_BINS = 4
 _PLAIN_NUMBER = re.compile(
-    r"[$€£¥₹]?\s*[-+−]?\s*[$€£¥₹]?\s*(?:\d[\d,\s]*(?:\.\d+)?|\.\d+|\\[dt]?frac\{\d+\}\{\d+\})(?:/\d+|[eE][-+]?\d+)?\s*\\?%?(?:\s+[^\d\s]+)?"
+    r"""[$€£¥₹]? \s* [-+−]? \s* [$€£¥₹]? \s*
+        (?: (?: \d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+ | \d+ ) (?:\.\d+)? | \.\d+ | \\[dt]?frac\{\d+\}\{\d+\} )
+        (?: /[1-9]\d* | [eE][-+]?\d{1,2} )? \s* \\?%? (?: \s+[^\d\s]+ )?""",
+    re.VERBOSE,
 )
 """A number and at most one word for its unit."""
 
@@ -229,11 +232,13 @@ def _no_column(role: str, columns: Mapping[str, Any], candidates: Sequence[str],
 
 def default_verifier(answers: Sequence[Any]) -> str:
     """The verifier for gold answers: "numeric" where each holds a number and 95 % are no more than that (with a unit), else "exact"."""
-    golds = [str(answer) for answer in answers]
-    if any(read_number(gold) is None for gold in golds):
-        return "exact"
-    plain_numbers = sum(_PLAIN_NUMBER.fullmatch(plain(final_answer(gold))) is not None for gold in golds)
-    return "numeric" if plain_numbers >= 0.95 * len(golds) else "exact"
+    others = 0
+    for gold in map(str, answers):
+        if not _PLAIN_NUMBER.fullmatch(gold) and not _PLAIN_NUMBER.fullmatch(plain(final_answer(gold))):
+            others += 1
+            if others > 0.05 * len(answers) or read_number(gold) is None:
+                return "exact"
+    return "numeric"
 
 
 def difficulty_bins(difficulty_N: NDArray[np.float32], *, bins: int = DIFFICULTY_BINS) -> NDArray[Any]:

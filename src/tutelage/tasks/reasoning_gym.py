@@ -59,6 +59,10 @@ PATIENCE = 1024
 """Draws in a row without a new question after which a level counts as exhausted."""
 
 
+UNREPEATABLE = frozenset({"codeio", "isomorphic_strings", "list_functions", "polynomial_multiplication", "ransom_note"})
+"""Families whose questions differ between processes at one seed, by Python's global generator or the order of sets (reasoning-gym 0.1.25)."""
+
+
 def make_pool(
     families: str | Sequence[str] | Mapping[str, Sequence[Settings]] | None = None,
     *,
@@ -75,7 +79,8 @@ def make_pool(
 
     Columns: prompt, answer, entry (the library's record as JSON), family, level; the key is the hash of the question. A question stands in
     the pool once, at the lowest level that drew it. A level with fewer questions than asked for gives those it has, and a log line says so.
-    The same arguments give the same pool. Raises `TutelageError` for unknown families and settings, and for a level without any question.
+    The same arguments give the same pool, but for the families in `UNREPEATABLE`, of which a log line warns. Raises `TutelageError` for
+    unknown families and settings, and for a level without any question.
     """
     if tasks_per_arm < 1:
         raise TutelageError(f"tasks_per_arm={tasks_per_arm} must be at least 1.")
@@ -83,6 +88,10 @@ def make_pool(
     seen: set[str] = set()
     short: list[str] = []
     for family, settings in _levels_by_family(families, levels).items():
+        if family in UNREPEATABLE:
+            log.warning(
+                f"reasoning-gym draws other questions of {family!r} in each process, at any seed; leave it out of runs to be repeated."
+            )
         for level, level_settings in enumerate(settings, start=1):
             drawn = _draw(family, level, level_settings, seed, tasks_per_arm, heldout, seen)
             if not drawn:
@@ -195,7 +204,7 @@ def levels_of(family: str, count: int = 4, *, inclusive: bool = True) -> list[Se
         curriculum.set_global_level(number)
         config = curriculum.generate_configuration(context=context)
         try:
-            config.validate()
+            getattr(config, "validate", lambda: None)()  # some configurations have none
         except AssertionError as error:
             log.warning(f"reasoning-gym refuses level {number + 1} of its own curriculum for {family!r} ({error}); it is left out.")
             continue
