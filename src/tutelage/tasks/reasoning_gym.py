@@ -60,7 +60,7 @@ PATIENCE = 1024
 
 
 UNREPEATABLE = frozenset({"codeio", "isomorphic_strings", "list_functions", "polynomial_multiplication", "ransom_note"})
-"""Families whose questions differ between processes at one seed, by Python's global generator or the order of sets (reasoning-gym 0.1.25)."""
+"""Families whose questions differ between processes at one seed, by a global generator or the order of sets (reasoning-gym 0.1.25)."""
 
 
 def make_pool(
