@@ -466,5 +466,5 @@ def test_contrast_suffices_in_both_themes(theme: dict[str, str], page: dict[str,
 
 def test_every_colour_the_page_uses_is_defined(usual: str) -> None:
     used = set(re.findall(r"var\(--([a-z0-9-]+)\)", usual))
-    local = {"badge", "badge-ink", "part"}
+    local = {"badge", "badge-ink", "part", "bar"}
     assert used - local <= set(LIGHT) | set(report.PAGE_LIGHT)
