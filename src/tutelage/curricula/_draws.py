@@ -59,7 +59,7 @@ def allocate(share_A: Float, n: int, carry_A: Float | None = None) -> tuple[Int,
     rest = n - int(draws_A.sum())
     if rest > 0:
         never_A = np.full(len(share_A), np.inf)
-        due_A = -left_A if carry_A is None else np.divide(1 - left_A, share_A, out=never_A, where=(left_A > 1e-9) & (share_A > 0))
+        due_A = -left_A if carry_A is None else np.divide(1 - left_A, share_A, out=never_A, where=(left_A > 1e-9) & (share_A > 1e-300))
         draws_A[np.argsort(due_A, kind="stable")[:rest]] += 1
     while rest < 0:  # shares have changed, and several arms were owed a whole draw at once
         over = np.flatnonzero(draws_A > 0)
@@ -79,8 +79,8 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def permuted(index_M: Int, size_M: Int, key_M: NDArray[np.uint64]) -> Int:
     """The image of `index_M` in [0, size_M) under the permutation that `key_M` names; vectorised over all three."""
     size_M = np.asarray(size_M, dtype=np.int64)
-    bits_M = np.maximum(np.ceil(np.log2(np.maximum(size_M, 2))), 1)
-    half_M = np.maximum((bits_M + 1) // 2, 1).astype(np.uint64)
+    bits_M = np.frexp(np.maximum(size_M - 1, 1).astype(np.float64))[1]  # exact, where a rounded logarithm can fall one short
+    half_M = ((bits_M + 1) // 2).astype(np.uint64)
     low_M = (np.uint64(1) << half_M) - np.uint64(1)
     value_M = np.asarray(index_M).astype(np.uint64)
     todo = np.arange(len(value_M))
