@@ -129,22 +129,30 @@ def train(
 
 @app.command()
 def replicate(
-    slug: Annotated[str, typer.Argument(help="The paper; `tutelage ls replications` lists them.")],
+    slug: Annotated[str | None, typer.Argument(help="The paper; `tutelage ls replications` lists them.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every replication, one after the other.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="Seconds instead of minutes: shows that it runs, proves nothing.")] = False,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds per arm.", show_default="the replication's own")] = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Worker processes.")] = 1,
-    out: Annotated[Path, typer.Option("--out", help="Where <slug>.json is written.")] = Path("results"),
+    out: Annotated[Path | None, typer.Option("--out", help="Where <slug>.json is written.", show_default="results, or runs/smoke")] = None,
     as_json: Json = False,
 ) -> None:
     """A published claim as a falsifiable experiment: the method against its baseline and controls."""
+    from tutelage.errors import TutelageError
+    from tutelage.registry import replications
     from tutelage.study import replicate as study
 
+    if (slug is None) != every:
+        raise TutelageError("Name one replication (tutelage ls replications lists them), or give --all.")
     console = _console(quiet=as_json)
-    result = study.run(slug, seeds=seeds, jobs=jobs, smoke=smoke, out=out, progress=_lines(console), command=_command())
+    folder = out or Path("runs/smoke" if smoke else "results")
+    results = []
+    for name in replications.names() if slug is None else [slug]:
+        results.append(study.run(name, seeds=seeds, jobs=jobs, smoke=smoke, out=folder, progress=_lines(console), command=_command()))
+        if not as_json:
+            study.render(results[-1], _console(stdout=True))
     if as_json:
-        _print_json(result)
-    else:
-        study.render(result, _console(stdout=True))
+        _print_json(results if every else results[0])
 
 
 @app.command()
