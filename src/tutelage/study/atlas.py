@@ -44,7 +44,7 @@ def _arms(result: Result) -> Table:
     columns = [*_measures(result), "rollouts", "training_tokens", "seconds"]
     shown = [key for key in columns if any(key in arm["mean"] for arm in result["arms"].values())]
     for key in ["seeds", *shown]:
-        table.add_column(key.replace("_", " "), justify="right")
+        table.add_column(key.replace("_", " "), justify="right", min_width=max(map(len, key.split("_"))))
     for name, arm in result["arms"].items():
         mean = arm["mean"]
         table.add_row(name, str(arm["seeds"]), *(_number(key, mean.get(key)) for key in shown))
