@@ -61,7 +61,7 @@ def _number(key: str, value: float | None) -> str:
     if value is None:
         return ""
     if key in ("rollouts", "training_tokens"):
-        return f"{value:,.0f}"
+        return f"{value / 1000:.0f}k"
     return f"{value:.1f}" if key == "seconds" else words.score(value)
 
 
