@@ -241,7 +241,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
             tiny.model(), tiny.digits, args=tiny.grpo_config(tmp_path), train_dataset=data.to_iterable_dataset(),
             processing_class=tiny.tokenizer(), curriculum=tt.curriculum("sec", pool),
         )  # fmt: skip
-    with pytest.raises(TutelageError, match=r"takes trl.GRPOTrainer"):
+    with pytest.raises(TutelageError, match=r"takes trl.GRPOTrainer, trl.SFTTrainer or a subclass"):
         with_curriculum(Dataset)
     with pytest.raises(TutelageError, match="the verifier, or give one"):
         run(tmp_path, name="odf", reward=lambda completions, **_: [2.0 + len(c) for c in completions])

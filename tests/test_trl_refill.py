@@ -90,9 +90,8 @@ def test_advantages_and_metrics_are_those_of_trl(tmp_path: Path, scale: str, agg
     trainer = make(tmp_path, tt.curriculum("uniform", tiny.tasks()[1]), reward=[reward, other], **options)
     trainer.model.train()
     rollouts = trainer.roll_out(np.arange(4), 4)
-    taught = _refill.Taught(rollouts, np.ones(4, bool))
     metrics, logs = copy.deepcopy(trainer._metrics["train"]), copy.deepcopy(trainer._logs)
-    batch = _refill.assemble(trainer, [taught], _refill.Choice(np.arange(4), np.zeros(4, bool)), {})
+    batch, _ = _refill.assemble(trainer, [rollouts], _refill.Choice(np.arange(4), np.zeros(4, bool)), {})
     torch.testing.assert_close(batch["advantages"], rollouts.batch["advantages"], atol=1e-5, rtol=1e-5)
     assert batch["num_items_in_batch"] == rollouts.batch["num_items_in_batch"]
     assert trainer._metrics["train"].keys() == metrics.keys()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tutelage.curricula._base import Curriculum, Wants
 from tutelage.errors import TutelageError
 from tutelage.outcomes import Outcomes
 from tutelage.trainers._sync import decide
@@ -15,7 +18,9 @@ from tutelage.trainers._trl_private import Rollouts
 from tutelage.trainers.ledger import Lesson
 
 if TYPE_CHECKING:
-    from tutelage.trainers.trl import GRPOLessons
+    from tutelage.trainers.trl import GRPOLessons, Lessons
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -26,35 +31,97 @@ class Taught:
     admitted_N: NDArray[np.bool_]
 
 
+def ask(trainer: Lessons, choose: Callable[[], T]) -> T:
+    """Let the curriculum choose on rank 0; the time it takes is kept in `curriculum_seconds`."""
+
+    def timed() -> T:
+        began = time.perf_counter()
+        try:
+            return choose()
+        finally:
+            trainer.curriculum_seconds += time.perf_counter() - began
+
+    return decide(timed)
+
+
 def teach(trainer: GRPOLessons) -> Taught:
     """One lesson: a whole generation batch of fresh proposals."""
-    cur, step, ledger = trainer.curriculum, trainer.state.global_step, trainer.ledger
-    groups, attempts = trainer.groups_per_batch, trainer.num_generations
-    rows_N = decide(lambda: cur.propose(groups))
-    rollouts = trainer.roll_out(rows_N, attempts)
+    groups = trainer.groups_per_batch
+    rows_N = ask(trainer, lambda: trainer.curriculum.propose(groups))
+    rollouts = trainer.roll_out(rows_N, trainer.num_generations)
     _check_judgement(trainer, rollouts.columns)
-    ledger.lessons += 1
-    ledger.rollouts += groups * attempts
-    ledger.tokens += int(rollouts.columns["length"].sum())
+    trainer.ledger.lessons += 1
+    trainer.ledger.rollouts += groups * trainer.num_generations
+    trainer.ledger.tokens += int(rollouts.columns["length"].sum())
+    fields = {name: value for name, value in rollouts.columns.items() if name != "ended"}
+    return Taught(rollouts, learn(trainer, rows_N, fields))
 
-    def learn() -> NDArray[np.bool_]:
-        outcomes = Outcomes.of(cur.pool, rows_N, step=step, **_fields(rollouts.columns))
+
+def learn(trainer: Lessons, rows_N: NDArray[np.int64], fields: dict[str, Any]) -> NDArray[np.bool_]:
+    """Show a lesson's outcomes to the curriculum, and then to the callbacks; which groups may train, on every rank."""
+    cur = trainer.curriculum
+
+    def show() -> NDArray[np.bool_]:
+        outcomes = Outcomes.of(cur.pool, rows_N, step=trainer.state.global_step, **fields)
         cur.observe(outcomes)
         admitted_N = np.asarray(cur.admit(outcomes))
         if admitted_N.shape != rows_N.shape or admitted_N.dtype != bool:
             raise TutelageError(
                 f"{type(cur).__name__}.admit returned {admitted_N.dtype} of shape {admitted_N.shape}; expected bool, {rows_N.shape}."
             )
-        lesson = Lesson(step, rows_N, outcomes, admitted_N, ledger.copy())
+        lesson = Lesson(trainer.state.global_step, rows_N, outcomes, admitted_N, trainer.ledger.copy())
+        began = time.perf_counter()
         for callback in trainer.lesson_callbacks:
             callback(lesson)
+        trainer.curriculum_seconds -= time.perf_counter() - began  # theirs, not the curriculum's
         return admitted_N
 
-    return Taught(rollouts, decide(learn))
+    return ask(trainer, show)
 
 
-def _fields(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    return {name: value for name, value in columns.items() if name != "ended"}
+def answer_wants(trainer: GRPOLessons) -> None:
+    """Measure what the curriculum wants to know before it proposes. Nothing of it trains; all of it counts."""
+    wants = wanted(trainer)
+    if wants is None:
+        return
+    if wants.signals:
+        raise TutelageError(
+            f"The curriculum {trainer.curriculum.name!r} wants the signals {', '.join(wants.signals)}; GRPO measures attempts: solved, "
+            "kind, reward and length. Use it with trl.SFTTrainer, which measures loss and entropy, or without those signals."
+        )
+    attempts, world = wants.attempts, trainer.accelerator.num_processes
+    size = world * max(trainer.args.generation_batch_size // (attempts * world), 1)
+    parts: list[dict[str, NDArray[Any]]] = []
+    with trainer.unlogged():
+        for start in range(0, len(wants.rows_N), size):
+            rows_M = wants.rows_N[start : start + size]
+            padded_M = np.concatenate([rows_M, np.repeat(rows_M[-1:], -len(rows_M) % world)])  # whole shares; the copies are not looked at
+            columns = trainer.roll_out(padded_M, attempts).columns
+            parts.append({name: value[: len(rows_M)] for name, value in columns.items()})
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    _check_judgement(trainer, joined)
+    trainer.ledger.probe_rollouts += joined["length"].size
+    trainer.ledger.rollouts += joined["length"].size
+    trainer.ledger.tokens += int(joined.pop("length").sum())
+    tell_probe(trainer, wants, {name: value for name, value in joined.items() if name not in ("ended", "advantage")})
+
+
+def wanted(trainer: Lessons) -> Wants | None:
+    """What the curriculum wants measured now; None, without asking, where it never wants anything."""
+    if type(trainer.curriculum).wants is Curriculum.wants:
+        return None
+    wants = ask(trainer, trainer.curriculum.wants)
+    return None if wants is None or not len(wants.rows_N) else wants
+
+
+def tell_probe(trainer: Lessons, wants: Wants, fields: dict[str, Any]) -> None:
+    """Answer a curriculum's wish."""
+    cur = trainer.curriculum
+
+    def show() -> None:
+        cur.observe(Outcomes.of(cur.pool, wants.rows_N, step=trainer.state.global_step, **fields), probe=True)
+
+    ask(trainer, show)
 
 
 def _check_judgement(trainer: GRPOLessons, columns: dict[str, NDArray[Any]]) -> None:

@@ -12,12 +12,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tutelage.errors import TutelageError
-from tutelage.trainers._batches import Batch, Sample, take_apart, token_columns
-from tutelage.trainers._lesson import Taught, teach
+from tutelage.trainers._batches import (
+    Batch,
+    Sample,
+    advantages,
+    completion_metrics,
+    put_together,
+    reward_metrics,
+    take_apart,
+    token_columns,
+)
+from tutelage.trainers._lesson import Taught, answer_wants, teach
 from tutelage.trainers._sync import gathered
+from tutelage.trainers._trl_private import PER_SAMPLE, Rollouts
 
 if TYPE_CHECKING:
     from tutelage.trainers.trl import GRPOLessons
@@ -36,18 +48,19 @@ class Choice:
 
 def next_batch(trainer: GRPOLessons) -> Batch:
     """One training batch: a single lesson, or as many as a filter needs, up to `refill_cap`."""
-    mark = trainer.mark_metrics()
+    answer_wants(trainer)
+    mark = {name: len(values) for name, values in trainer.training_metrics.items()}
     rounds = [teach(trainer)]
     while _admitted(rounds).sum() < trainer.groups_per_batch and len(rounds) < trainer.refill_cap:
         rounds.append(teach(trainer))
     admitted_M = _admitted(rounds)
     _check_enough(trainer, rounds, admitted_M)
     choice = choose(admitted_M, trainer.groups_per_batch, partial=trainer.on_short == "partial")
-    batch = rounds[0].rollouts.batch
+    batch, reward_BF = rounds[0].rollouts.batch, rounds[0].rollouts.reward_BF
     if not admitted_M.all():
-        batch = assemble(trainer, rounds, choice, mark)
+        batch, reward_BF = assemble(trainer, [taught.rollouts for taught in rounds], choice, mark)
     _account(trainer, rounds, choice, admitted_M)
-    return batch
+    return batch if trainer.objective is None else trainer.prepared(batch, reward_BF, trainer.num_generations)
 
 
 def choose(admitted_M: NDArray[np.bool_], wanted: int, *, partial: bool) -> Choice:
@@ -58,27 +71,67 @@ def choose(admitted_M: NDArray[np.bool_], wanted: int, *, partial: bool) -> Choi
     return Choice(np.concatenate([chosen_N, filler_N]), np.arange(wanted) >= wanted - short * partial)
 
 
-def assemble(trainer: GRPOLessons, rounds: Sequence[Taught], choice: Choice, mark: dict[str, int]) -> Batch:
-    """This process's part of the training batch of the chosen groups, wherever their samples were generated."""
+def assemble(trainer: GRPOLessons, rounds: Sequence[Rollouts], choice: Choice, mark: dict[str, int]) -> tuple[Batch, Tensor]:
+    """This process's part of the training batch of the chosen groups, wherever their samples were generated, and all its raw rewards.
+
+    Advantages, counts, metrics and TRL's table of completions are those of a batch that was generated in one.
+    """
     attempts = trainer.num_generations
     number_B = (choice.group_N[:, None] * attempts + np.arange(attempts)).ravel()  # samples, counted over rounds, then over ranks
-    share = len(number_B) // trainer.accelerator.num_processes
-    first = trainer.accelerator.process_index * share
-    rollouts = [taught.rollouts for taught in rounds]
-    wide = token_columns([r.batch for r in rollouts])
+    live_B = np.repeat(~choice.inert_N, attempts)
+    local = trainer.local(len(number_B))
+    batch = put_together(*_fetch(trainer, rounds, number_B, local), pad_id=trainer.pad_id, multiple_of=trainer.pad_to_multiple_of)
+    reward_BF = torch.cat([r.reward_BF for r in rounds])[torch.from_numpy(number_B).to(rounds[0].reward_BF.device)]
+    alive_B = torch.from_numpy(live_B).to(reward_BF.device)
+    rule = {"scale": trainer.scale_rewards, "aggregation": trainer.multi_objective_aggregation}
+    advantage_L, std_L = advantages(reward_BF[alive_B], trainer.reward_weights, attempts, **rule)
+    if batch["advantages"].ndim == 1:  # a subclass's advantages per token stay as they are
+        advantage_B = torch.zeros_like(alive_B, dtype=advantage_L.dtype).masked_scatter(alive_B, advantage_L)
+        batch["advantages"] = advantage_B[local].to(batch["advantages"])
+    batch["completion_mask"] = batch["completion_mask"] * alive_B[local].to(batch["completion_mask"]).unsqueeze(1)
+    mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+    batch["num_items_in_batch"] = trainer.accelerator.gather(mask.sum()).sum()
+    if not live_B.all():
+        batch["live"] = alive_B[local]
+        if trainer.loss_type in PER_SAMPLE:
+            batch["loss_scale"] = torch.tensor(float(len(live_B) / live_B.sum()), device=mask.device)
+    told = reward_metrics(reward_BF[alive_B], trainer.reward_weights, trainer.reward_func_names, std_L)
+    _rewrite_metrics(trainer, rounds, number_B[live_B], mark, told)
+    return batch, reward_BF
+
+
+def _fetch(
+    trainer: GRPOLessons, rounds: Sequence[Rollouts], number_B: NDArray[np.int64], local: slice
+) -> tuple[list[Sample], frozenset[str]]:
+    """The samples of this process's part, from whichever process generated them, and which of their columns run over tokens."""
+    wide = token_columns([r.batch for r in rounds])
     needed = set(number_B.tolist())
     mine: dict[int, Sample] = {}
-    for r, rolled in enumerate(rollouts):
-        numbers = range(r * len(number_B) + first, r * len(number_B) + first + share)
+    for r, rolled in enumerate(rounds):
+        numbers = range(r * len(number_B) + local.start, r * len(number_B) + local.stop)
         if needed.intersection(numbers):
             samples = take_apart(rolled.batch, rolled.length_b, wide)
             mine |= {n: sample for n, sample in zip(numbers, samples, strict=True) if n in needed}
     if trainer.accelerator.num_processes > 1:
         mine = {n: {key: value.cpu() for key, value in sample.items()} for n, sample in mine.items()}
     everybody = {n: sample for part in gathered([mine]) for n, sample in part.items()}
-    local = slice(first, first + share)
-    inert_B = np.repeat(choice.inert_N, attempts)
-    return trainer.rebuild([everybody[n] for n in number_B[local].tolist()], wide, rollouts, number_B, inert_B, local, mark)
+    device = trainer.accelerator.device
+    return [{key: value.to(device) for key, value in everybody[n].items()} for n in number_B[local].tolist()], wide
+
+
+def _rewrite_metrics(
+    trainer: GRPOLessons, rounds: Sequence[Rollouts], number_L: NDArray[np.int64], mark: dict[str, int], told: dict[str, float]
+) -> None:
+    """One value per metric for the whole training batch: of the samples trained on where that can be told, else the rounds' mean."""
+    length_L, ended_L = (np.concatenate([r.columns[name].ravel() for r in rounds])[number_L] for name in ("length", "ended"))
+    told = told | completion_metrics(length_L, ended_L)
+    for name, values in trainer.training_metrics.items():
+        fresh = values[mark.get(name, 0) :]
+        if fresh and name != "num_tokens":  # TRL keeps a running total there
+            values[mark.get(name, 0) :] = [told.get(name, float(np.nanmean(fresh)))]
+    for name, old in rounds[0].texts.items():
+        everything = [entry for r in rounds for entry in r.texts.get(name, [None] * len(old))]
+        trainer.table_column(name).extend(everything[n] for n in number_L)
 
 
 def _admitted(rounds: Sequence[Taught]) -> NDArray[np.bool_]:
@@ -128,4 +181,4 @@ def _account(trainer: GRPOLessons, rounds: Sequence[Taught], choice: Choice, adm
         metrics = trainer.curriculum.metrics | metrics
     for name, value in metrics.items():
         trainer.record(f"curriculum/{name}", value)
-    trainer.record_total("curriculum/rollouts", trainer.ledger.rollouts)
+    trainer.training_metrics["curriculum/rollouts"] = [float(trainer.ledger.rollouts)]  # a running total, not a mean

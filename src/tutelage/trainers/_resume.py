@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 
 from tutelage.errors import TutelageError
 from tutelage.state import load_state, save_state
@@ -18,13 +19,13 @@ from tutelage.trainers import _checkpoint
 from tutelage.trainers._sync import decide
 
 if TYPE_CHECKING:
-    from tutelage.trainers.trl import GRPOLessons
+    from tutelage.trainers.trl import Lessons
 
 logger = logging.getLogger(__name__)
 LESSONS, ENGINE, REFERENCE = "lessons.npz", "engine_rank{}.pt", "reference.pt"
 
 
-def write(trainer: GRPOLessons, folder: Path) -> None:
+def write(trainer: Lessons, folder: Path) -> None:
     """Add the adapter's files to a staged checkpoint; every process writes its own."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(trainer.engine_state(), folder / ENGINE.format(trainer.accelerator.process_index))
@@ -36,7 +37,7 @@ def write(trainer: GRPOLessons, folder: Path) -> None:
         torch.save(trainer.accelerator.unwrap_model(trainer.ref_model).state_dict(), folder / REFERENCE)
 
 
-def take_up(trainer: GRPOLessons, given: bool | str) -> str:
+def take_up(trainer: Lessons, given: bool | str) -> str:
     """Restore the adapter's state from the checkpoint asked for (True: the newest whole one) and return its path.
 
     Names every newer checkpoint it passes over, in the log and in `trainer.skipped_checkpoints`.
@@ -51,7 +52,8 @@ def take_up(trainer: GRPOLessons, given: bool | str) -> str:
     trainer.barren = int(saved["barren"])
     _load_engine(trainer, path)
     if _moving_reference(trainer):
-        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(torch.load(path / REFERENCE, weights_only=True))
+        weights = torch.load(path / REFERENCE, map_location="cpu", weights_only=True)
+        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(weights)
     return str(path)
 
 
@@ -73,11 +75,11 @@ def _find(run: Path, given: bool | str) -> tuple[Path, dict[str, str]]:
     return path, skipped
 
 
-def _load_engine(trainer: GRPOLessons, path: Path) -> None:
+def _load_engine(trainer: Lessons, path: Path) -> None:
     """Restore what TRL keeps in memory; batches of another shape are dropped, and the next one is generated at once."""
     then, now = _checkpoint.read_manifest(path)["shape"], trainer.shape()
     name = ENGINE.format(trainer.accelerator.process_index if then["processes"] == now["processes"] else 0)
-    state: dict[str, Any] = torch.load(path / name, map_location=trainer.accelerator.device, weights_only=True)
+    state: dict[str, Any] = send_to_device(torch.load(path / name, map_location="cpu", weights_only=True), trainer.accelerator.device)
     if then != now:
         changed = ", ".join(f"{key} was {then.get(key)} and is {now[key]}" for key in now if then.get(key) != now[key])
         logger.warning("%s goes on with other settings (%s): decisions continue, but not number for number.", path, changed)
@@ -85,6 +87,6 @@ def _load_engine(trainer: GRPOLessons, path: Path) -> None:
     trainer.load_engine_state(state)
 
 
-def _moving_reference(trainer: GRPOLessons) -> bool:
+def _moving_reference(trainer: Lessons) -> bool:
     """Whether TRL moves the reference model during training; it keeps no copy of its own."""
     return bool(getattr(trainer.args, "sync_ref_model", False)) and getattr(trainer, "ref_model", None) is not None

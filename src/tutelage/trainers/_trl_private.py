@@ -10,7 +10,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from tutelage.errors import TutelageError
 from tutelage.trainers import _batches, _checkpoint
-from tutelage.trainers._batches import Batch, Sample
+from tutelage.trainers._batches import Batch
 from tutelage.trainers._judgement import Judge
 from tutelage.trainers._sync import agree
 
@@ -81,12 +83,37 @@ class _Heard:
     kind_b: list[int] | None = None
 
 
-class CheckpointEngine(Base):
-    """The seam in `transformers.Trainer` where checkpoints are written and read."""
+class Engine(Base):
+    """What all adapters need of `transformers.Trainer`: rows, metrics, and checkpoints written whole or not at all."""
 
     curriculum: Any
+    objective: Any
     _staging: str | None = None
-    _published: str | None = None
+
+    @property
+    def shares(self) -> tuple[int, int]:
+        """This process's number and how many there are."""
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+    def local(self, size: int) -> slice:
+        """This process's part of `size` things that lie in the order of processes."""
+        rank, world = self.shares
+        return slice(rank * (size // world), (rank + 1) * (size // world))
+
+    def rows(self, rows_B: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Rows of the training set, one fresh dict each, without the columns that `remove_unused_columns` drops."""
+        if not hasattr(self, "_row_source"):
+            self._row_source = self._remove_unused_columns(self.train_dataset, description="training")
+        return self._row_source.__getitems__(rows_B.tolist())
+
+    @property
+    def training_metrics(self) -> dict[str, list[float]]:
+        """TRL's unlogged training metrics: the values since the last log, by name; their means are logged."""
+        return self._metrics["train"]
+
+    def record(self, name: str, value: float) -> None:
+        """Add a training metric; it is averaged until the next log, as TRL's own are."""
+        self._metrics["train"][name].append(float(value))
 
     def state_files(self, folder: Path) -> None:
         """Write what the adapter must remember; every process calls it. The adapter above supplies it."""
@@ -169,7 +196,7 @@ class CheckpointEngine(Base):
             setattr(self, name, value)
 
 
-class GRPOEngine(CheckpointEngine):
+class GRPOEngine(Engine):
     """The seam in `trl.GRPOTrainer`: generation is ours to start, and what comes back is ours to see."""
 
     judge: Judge
@@ -179,139 +206,163 @@ class GRPOEngine(CheckpointEngine):
         """The next generation batch; the adapter above supplies it."""
         raise NotImplementedError
 
+    def prepared(self, batch: Batch, reward_BF: Tensor, attempts: int) -> Batch:
+        """A generation batch with all that the objective reads; the adapter above supplies it."""
+        raise NotImplementedError
+
+    def objective_loss(self, model: Any, inputs: Batch) -> Tensor:
+        """The objective's loss of one micro-batch; the adapter above supplies it."""
+        raise NotImplementedError
+
+    @property
+    def pad_id(self) -> int:
+        return self._tokenizer.pad_token_id
+
     def _generate_and_score_completions(self, inputs: Any) -> Batch:
-        if self.curriculum is None or not self.model.training:
+        if self.curriculum is not None and self.model.training:
+            return self.next_batch()
+        if self.objective is None:
             return super()._generate_and_score_completions(inputs)
-        return self.next_batch()
+        with self._hearing() as heard:
+            batch = super()._generate_and_score_completions(inputs)
+        assert heard.reward_BF is not None
+        return self.prepared(batch, heard.reward_BF, self.num_generations if self.model.training else self.num_generations_eval)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         reward_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self._heard is not None:
-            heard = self._heard
+        heard = self._heard
+        if heard is not None:
             heard.reward_BF, heard.length_b = reward_BF, [len(ids) for ids in completion_ids_list]
             ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
             heard.ended_b = [ids[-1] in ends for ids in completion_ids_list]
-            heard.solved_b, heard.kind_b = self.judge.local(
-                inputs, self.state, prompts=prompts, completions=completions, completion_ids=completion_ids_list
-            )
+            if self.curriculum is not None:
+                attempts = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
+                heard.solved_b, heard.kind_b = self.judge.local(inputs, self.state, **attempts)
         return reward_BF
 
-    def roll_out(self, rows_N: NDArray[np.int64], attempts: int) -> Rollouts:
-        """Generate and score `attempts` completions of each row, spread evenly over the processes in whole or straddling groups."""
-        rows_B = np.repeat(rows_N, attempts)
-        share = len(rows_B) // self.accelerator.num_processes
-        first = self.accelerator.process_index * share
+    @contextmanager
+    def _hearing(self) -> Iterator[_Heard]:
         self._heard = _Heard()
         try:
-            with self._attempts(attempts):
-                batch = super()._generate_and_score_completions(self.rows(rows_B[first : first + share]))
-            return self._reported(batch, self._heard, (len(rows_N), attempts))
+            yield self._heard
         finally:
             self._heard = None
 
-    @contextmanager
-    def _attempts(self, attempts: int) -> Iterator[None]:
+    def roll_out(self, rows_N: NDArray[np.int64], attempts: int) -> Rollouts:
+        """Generate and score `attempts` completions of each row, in equal shares per process; a group may straddle two of them."""
+        rows_B = np.repeat(rows_N, attempts)
         usual, self.num_generations = self.num_generations, attempts
         try:
-            yield
+            with self._hearing() as heard:
+                batch = super()._generate_and_score_completions(self.rows(rows_B[self.local(len(rows_B))]))
         finally:
             self.num_generations = usual
+        return self._reported(batch, heard, (len(rows_N), attempts))
 
     def _reported(self, batch: Batch, heard: _Heard, shape: tuple[int, int]) -> Rollouts:
         assert heard.reward_BF is not None
-        reward_BF = heard.reward_BF
-        advantage = batch["advantages"]
+        reward_BF, advantage = heard.reward_BF, batch["advantages"]
         if advantage.ndim == 2:  # a subclass's advantage per token
             mask = batch["completion_mask"]
             advantage = (advantage * mask).sum(1) / mask.sum(1).clamp(min=1)
-        local: dict[str, Any] = {"advantage": advantage, "length": heard.length_b, "ended": heard.ended_b}
-        local |= {"solved": heard.solved_b, "kind": heard.kind_b}
-        local = {k: torch.as_tensor(v, dtype=torch.float32, device=reward_BF.device) for k, v in local.items() if v is not None}
-        table_BK = self.accelerator.gather(torch.stack(list(local.values()), dim=1))
+        mine: dict[str, Any] = {"advantage": advantage, "length": heard.length_b, "ended": heard.ended_b}
+        mine |= {"solved": heard.solved_b, "kind": heard.kind_b}
+        mine = {k: torch.as_tensor(v, dtype=torch.float32, device=reward_BF.device) for k, v in mine.items() if v is not None}
+        table_BK = self.accelerator.gather(torch.stack(list(mine.values()), dim=1))
         columns = {"reward": _batches.weighted_reward(reward_BF, self.reward_weights)}
-        columns |= {name: table_BK[:, k] for k, name in enumerate(local)}
+        columns |= {name: table_BK[:, k] for k, name in enumerate(mine)}
         if "solved" not in columns and self.judge.column is not None:
             columns["solved"] = reward_BF[:, self.judge.column]
         numpy = {name: column.double().cpu().numpy().reshape(shape) for name, column in columns.items()}
         return Rollouts(batch, reward_BF, numpy, heard.length_b, self._texts() if self.log_completions else {})
 
-    def rows(self, rows_B: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Rows of the training set, one fresh dict each, without the columns that `remove_unused_columns` drops."""
-        if not hasattr(self, "_row_source"):
-            self._row_source = self._remove_unused_columns(self.train_dataset, description="training")
-        return self._row_source.__getitems__(rows_B.tolist())
-
-    def record(self, name: str, value: float) -> None:
-        """Add a training metric; it is averaged until the next log, as TRL's own are."""
-        self._metrics["train"][name].append(float(value))
-
-    def record_total(self, name: str, value: float) -> None:
-        """Set a training metric that only grows; the latest value is logged."""
-        self._metrics["train"][name] = [float(value)]
-
-    def mark_metrics(self) -> dict[str, int]:
-        """How many values each training metric has now."""
-        return {name: len(values) for name, values in self._metrics["train"].items()}
-
-    def rebuild(
-        self,
-        samples: list[Sample],
-        wide: frozenset[str],
-        rounds: Sequence[Rollouts],
-        number_B: NDArray[np.int64],
-        inert_B: NDArray[np.bool_],
-        local: slice,
-        mark: dict[str, int],
-    ) -> Batch:
-        """This process's part (`local`) of a batch of samples that came in several rounds, with advantages, counts, metrics and the logged
-        table as if it had been generated in one. number_B: the samples of all processes, counted over rounds. inert_B: those to leave out.
-        """
-        reward_BF = torch.cat([r.reward_BF for r in rounds])[torch.from_numpy(number_B).to(rounds[0].reward_BF.device)]
-        live_B = torch.from_numpy(~inert_B).to(reward_BF.device)
-        advantage_L, std_L = _batches.advantages(
-            reward_BF[live_B],
-            self.reward_weights,
-            self.num_generations,
-            scale=self.scale_rewards,
-            aggregation=self.multi_objective_aggregation,
+    def token_columns(self, model: Any, inputs: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each completion token (B, T) under `model`, with gradient."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        pictures = {key: inputs[key] for key in _batches.PICTURES if key in inputs}
+        logp_BT, entropy_BT, _ = self._get_per_token_logps_and_entropies(
+            model, ids, mask, inputs["completion_ids"].shape[1], compute_entropy=True, **pictures
         )
-        samples = [{key: value.to(self.accelerator.device) for key, value in sample.items()} for sample in samples]
-        batch = _batches.put_together(samples, wide, pad_id=self._tokenizer.pad_token_id, multiple_of=self.pad_to_multiple_of)
-        if batch["advantages"].ndim == 1:  # a subclass's advantages per token stay as they are
-            advantage_B = torch.zeros(len(live_B), device=reward_BF.device, dtype=advantage_L.dtype).masked_scatter(live_B, advantage_L)
-            batch["advantages"] = advantage_B[local].to(batch["advantages"])
-        batch["completion_mask"] = batch["completion_mask"] * live_B[local].to(batch["completion_mask"]).unsqueeze(1)
-        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-        batch["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
-        if inert_B.any() and self.loss_type in PER_SAMPLE:
-            batch["loss_scale"] = torch.tensor(float(len(inert_B) / (~inert_B).sum()), device=mask.device)
-        self._rewrite_metrics(mark, reward_BF[live_B], std_L, rounds, number_B[~inert_B])
-        return batch
+        return logp_BT, entropy_BT
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
+        if self.objective is not None:
+            return self.objective_loss(model, inputs)
         loss = super()._compute_loss(model, inputs)
         return loss * inputs["loss_scale"] if "loss_scale" in inputs else loss
 
-    def _rewrite_metrics(
-        self, mark: dict[str, int], reward_LF: Tensor, std_L: Tensor, rounds: Sequence[Rollouts], number_L: NDArray[np.int64]
-    ) -> None:
-        """One value per metric for the whole training batch: of the samples trained on where that can be told, else the rounds' mean."""
-        length_L, ended_L = (np.concatenate([r.columns[name].ravel() for r in rounds])[number_L] for name in ("length", "ended"))
-        told = _batches.reward_metrics(reward_LF, self.reward_weights, self.reward_func_names, std_L)
-        told |= _batches.completion_metrics(length_L, ended_L)
-        for name, values in self._metrics["train"].items():
-            fresh = values[mark.get(name, 0) :]
-            if fresh and name != "num_tokens":  # TRL keeps a running total there
-                values[mark.get(name, 0) :] = [told.get(name, float(np.nanmean(fresh)))]
-        for name, old in rounds[0].texts.items():
-            everything = [entry for r in rounds for entry in r.texts.get(name, [None] * len(old))]
-            self._table(name).extend(everything[n] for n in number_L)
+    @contextmanager
+    def unlogged(self) -> Iterator[None]:
+        """Generate without a trace in TRL's metrics and tables; its count of tokens goes on."""
+        metrics = {name: list(values) for name, values in self._metrics["train"].items() if name != "num_tokens"}
+        logs = copy.deepcopy(self._logs) if self.log_completions else None
+        try:
+            yield
+        finally:
+            self._metrics["train"] = defaultdict(list, metrics | {"num_tokens": self._metrics["train"]["num_tokens"]})
+            self._logs = self._logs if logs is None else logs
 
     def _texts(self) -> dict[str, list[Any]]:
         """The rows of TRL's table of completions that the last generation batch wrote (it keeps one batch)."""
         names = ["prompt", "completion", "advantages", *(f"{part}/{n}" for part in ("rewards", "extra") for n in self._logs[part])]
-        return {name: list(self._table(name)) for name in names}
+        return {name: list(self.table_column(name)) for name in names}
 
-    def _table(self, name: str) -> Any:
+    def table_column(self, name: str) -> Any:
+        """A column of TRL's table of completions, a deque."""
         part, _, column = name.partition("/")
         return self._logs[part][column] if column else self._logs[part]
+
+
+class SFTEngine(Engine):
+    """The seam in `trl.SFTTrainer`: the batches of one optimiser step are ours to choose, and its forward pass is ours to overhear."""
+
+    def next_window(self, count: int) -> list[Batch]:
+        """The micro-batches of one optimiser step; the adapter above supplies them."""
+        raise NotImplementedError
+
+    def overheard(self, outputs: Any) -> None:
+        """Called with the outputs of each training forward pass; the adapter above supplies it."""
+        raise NotImplementedError
+
+    def count_window(self, batches: list[Batch]) -> None:
+        """Count what the objective divides by; the adapter above supplies it."""
+        raise NotImplementedError
+
+    def objective_loss(self, outputs: Any) -> Tensor:
+        """The objective's loss of one micro-batch; the adapter above supplies it."""
+        raise NotImplementedError
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Batch], Any]:
+        if self.curriculum is None:
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        else:
+            ticks = [tick for _, tick in zip(range(num_batches), epoch_iterator, strict=False)]
+            batches = self.next_window(len(ticks)) if ticks else []
+            items = self._get_num_items_in_batch(batches, device)
+        if self.objective is not None and batches:
+            self.count_window(batches)
+        return batches, items
+
+    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        if not self.model.training or (self.curriculum is None and self.objective is None):
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        heard: list[Any] = []
+        hook = model.register_forward_hook(lambda module, args, outputs: heard.append(outputs))
+        try:
+            if self.objective is None:
+                loss = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+            else:
+                loss = self.objective_loss(self.scored(model, inputs))
+        finally:
+            hook.remove()
+        if self.curriculum is not None:
+            self.overheard(next(outputs for outputs in reversed(heard) if getattr(outputs, "log_probs", None) is not None))
+        return loss
+
+    def on_device(self, inputs: Batch) -> Batch:
+        return self._prepare_inputs(inputs)
+
+    def scored(self, model: Any, inputs: Batch) -> Any:
+        """A forward pass: `log_probs`, `entropy` and `label_mask`, (B, T - 1) each; position t predicts token t + 1."""
+        return model(**{**inputs, "use_cache": False}, fused_lm_head=True)

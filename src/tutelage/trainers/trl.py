@@ -1,4 +1,4 @@
-"""TRL: a curriculum in two changed lines.
+"""TRL: a curriculum, an objective, and checkpoints that hold, in two changed lines.
 
     from tutelage.trainers.trl import with_curriculum
 
@@ -6,14 +6,16 @@
     trainer.train()
 
 Everything else is TRL's, under TRL's names. The dataloader is only a clock: rows come from `propose` at the moment of generation, so that
-a decision uses every outcome before it. Rank 0 decides and broadcasts; whole groups are gathered before `observe`. TRL's
-`shuffle_dataset` and the loader's worker settings have no say in training; evaluation is untouched.
+a decision uses every outcome before it; in supervised training, at the moment of the optimiser step that they are for. Rank 0 decides
+and broadcasts; whole groups are gathered before `observe`. TRL's `shuffle_dataset` (of GRPO) and the loader's worker settings have no
+say in training. Evaluation leaves every random state as it was. With `curriculum=None` and no objective a trainer is TRL's to the bit.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,11 +33,11 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _refill, _resume, _rng
+from tutelage.trainers import _objective, _refill, _resume, _rng, _supervised
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
 from tutelage.trainers._judgement import Judge
-from tutelage.trainers._trl_private import GRPOEngine, check_versions
+from tutelage.trainers._trl_private import Engine, GRPOEngine, SFTEngine, check_versions
 
 __all__ = ["Ledger", "Lesson", "complete_checkpoints", "with_curriculum"]
 OnShort = Literal["pad", "partial", "raise"]
@@ -46,30 +48,36 @@ def with_curriculum(base: type) -> type:
     """The trainer class `base` with curriculum learning.
 
     Args:
-        base: `trl.GRPOTrainer` or any subclass.
+        base: `trl.GRPOTrainer`, `trl.SFTTrainer`, or a subclass of either.
 
     Returns:
         A subclass whose constructor takes, beside everything `base` takes:
 
         - `curriculum`: what the model learns next, over a pool whose row i is row i of `train_dataset`. None trains exactly as `base` does.
+        - `objective`: a loss in place of TRL's, see `tutelage.objectives`. Losses that TRL has are left to TRL (`loss_type`).
+        - `lesson_callbacks`: functions `f(lesson: Lesson)`, called on rank 0 after every lesson.
+
+        and, for GRPO:
+
         - `solved`: which judgement the curriculum sees: None for the first reward function where its values lie in [0, 1]; a reward
           function's name; or a callable with a reward function's signature.
         - `refill_cap`: for a curriculum that filters, how many generation batches may be drawn for one training batch (at least 1).
         - `on_short`: what happens when the cap is reached and groups are missing. "pad": the first rejected groups train, unfiltered; after
           ten batches in a row without one admitted group it raises. "partial": the admitted groups alone train. "raise": an error.
-        - `lesson_callbacks`: functions `f(lesson: Lesson)`, called on rank 0 after every lesson.
 
-        and which has `ledger`, what the run has spent. Metrics of the curriculum are logged as `curriculum/<name>`.
+        It has `ledger`, what the run has spent; `curriculum_seconds`, the time the curriculum took on rank 0; and `skipped_checkpoints`,
+        what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`.
 
     Raises:
         TutelageError: another class, or a version of TRL or transformers that was not tested.
     """
     check_versions()
-    if isinstance(base, type) and issubclass(base, GRPOEngine):
+    if isinstance(base, type) and issubclass(base, Lessons):
         return base
-    if not (isinstance(base, type) and issubclass(base, trl.GRPOTrainer)):
-        raise TutelageError(f"with_curriculum takes trl.GRPOTrainer or a subclass; got {base!r}.")
-    return type(f"Curriculum{base.__name__}", (GRPOLessons, base), {"__module__": __name__, "__doc__": base.__doc__})
+    for engine, lessons in ((trl.GRPOTrainer, GRPOLessons), (trl.SFTTrainer, SFTLessons)):
+        if isinstance(base, type) and issubclass(base, engine):
+            return type(f"Curriculum{base.__name__}", (lessons, base), {"__module__": __name__, "__doc__": base.__doc__})
+    raise TutelageError(f"with_curriculum takes trl.GRPOTrainer, trl.SFTTrainer or a subclass of either; got {base!r}.")
 
 
 class _CountUpdates(TrainerCallback):
@@ -100,48 +108,42 @@ def clock(size: int, ticks: int) -> DataLoader[Any]:
     return DataLoader(_Silent(size), batch_sampler=[[0]] * ticks, collate_fn=lambda rows: rows[0], generator=torch.Generator())
 
 
-class GRPOLessons(GRPOEngine):
-    """What `with_curriculum` puts before a GRPO trainer."""
+class Lessons(Engine):
+    """What `with_curriculum` puts before any trainer."""
+
+    available: frozenset[str]
 
     def __init__(
         self,
         *args: Any,
         curriculum: Curriculum | None = None,
-        solved: str | Callable[..., Any] | None = None,
-        refill_cap: int = 4,
-        on_short: OnShort = "pad",
+        objective: Any = None,
         lesson_callbacks: Sequence[Callable[[Lesson], None]] = (),
         **kwargs: Any,
     ) -> None:
-        self.curriculum = curriculum
-        if refill_cap < 1 or on_short not in get_args(OnShort):
-            raise TutelageError(
-                f"refill_cap must be at least 1 and on_short one of {get_args(OnShort)}; got {refill_cap!r} and {on_short!r}."
-            )
-        self.refill_cap, self.on_short, self.barren = refill_cap, on_short, 0
+        self.curriculum, self.objective = curriculum, objective
         self.lesson_callbacks = tuple(lesson_callbacks)
         self.ledger = Ledger()
+        self.curriculum_seconds = 0.0
+        self.skipped_checkpoints: dict[str, str] = {}
+        self.objective_stats: dict[str, torch.Tensor] = {}
+        self.barren = 0
         if curriculum is not None:
             _check_given(curriculum, _argument(super().__init__, "train_dataset", args, kwargs))
+            self.check_fit(curriculum)
         super().__init__(*args, **kwargs)
         self.callback_handler.callbacks.insert(0, _CountUpdates(self.ledger))
         if curriculum is not None:
             _check_pool(curriculum, self.train_dataset)
-            self.judge = Judge(solved, self.reward_funcs, self.reward_func_names)
 
-    @property
-    def groups_per_batch(self) -> int:
-        """Tasks in one generation batch, over all processes."""
-        return self.args.generation_batch_size // self.num_generations
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        if self.curriculum is None:
-            return super().get_train_dataloader()
-        generations = max(len(self.train_dataset) // self.groups_per_batch, 1)
-        return clock(len(self.train_dataset), generations * self.num_iterations * self.args.steps_per_generation)
-
-    def next_batch(self) -> Batch:
-        return _refill.next_batch(self)
+    def check_fit(self, curriculum: Curriculum) -> None:
+        """Raise if the engine cannot give what the curriculum needs."""
+        missing = sorted(curriculum.needs - self.available)
+        if missing:
+            raise TutelageError(
+                f"The curriculum {curriculum.name!r} needs {', '.join(missing)}; this trainer gives {', '.join(sorted(self.available))}. "
+                "Choose a curriculum that learns from those, or the other trainer: GRPO gives groups of attempts, SFT gives signals."
+            )
 
     def state_files(self, folder: Path) -> None:
         _resume.write(self, folder)
@@ -160,6 +162,103 @@ class GRPOLessons(GRPOEngine):
             return super().evaluate(*args, **kwargs)
         with _rng.preserved():
             return super().evaluate(*args, **kwargs)
+
+
+class GRPOLessons(Lessons, GRPOEngine):
+    """What `with_curriculum` puts before a GRPO trainer."""
+
+    available = frozenset({"arm_N", "solved_NG", "kind_NG", "reward_NG", "advantage_NG", "length_NG"})
+
+    def __init__(
+        self, *args: Any, solved: str | Callable[..., Any] | None = None, refill_cap: int = 4, on_short: OnShort = "pad", **kwargs: Any
+    ) -> None:
+        if refill_cap < 1 or on_short not in get_args(OnShort):
+            raise TutelageError(
+                f"refill_cap must be at least 1 and on_short one of {get_args(OnShort)}; got {refill_cap!r} and {on_short!r}."
+            )
+        self.refill_cap, self.on_short = refill_cap, on_short
+        super().__init__(*args, **kwargs)
+        if self.curriculum is not None:
+            self.judge = Judge(solved, self.reward_funcs, self.reward_func_names)
+            if self.num_generations < 2:
+                raise TutelageError("num_generations=1 leaves no group to compare within: every advantage is 0. Set it to at least 2.")
+        if self.objective is not None:
+            columns = _objective.GRPO_COLUMNS | ({"ref_logp_BT"} if self.beta else frozenset())
+            hint = "For ref_logp_BT give GRPOConfig a beta above 0, so that TRL computes it; the objective's own coefficient counts."
+            _objective.check_columns(self.objective, columns, "GRPO", hint)
+
+    @property
+    def groups_per_batch(self) -> int:
+        """Tasks in one generation batch, over all processes."""
+        return self.args.generation_batch_size // self.num_generations
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if self.curriculum is None:
+            return super().get_train_dataloader()
+        generations = max(len(self.train_dataset) // self.groups_per_batch, 1)
+        return clock(len(self.train_dataset), generations * self.num_iterations * self.args.steps_per_generation)
+
+    def next_batch(self) -> Batch:
+        return _refill.next_batch(self)
+
+    def prepared(self, batch: Batch, reward_BF: torch.Tensor, attempts: int) -> Batch:
+        return _objective.prepared(self, batch, reward_BF, attempts)
+
+    def objective_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
+        return _objective.grpo_loss(self, model, inputs)
+
+
+class SFTLessons(Lessons, SFTEngine):
+    """What `with_curriculum` puts before an SFT trainer."""
+
+    available = frozenset({"arm_N", "length_NG", "signals/loss", "signals/entropy"})
+    rows_N: Any
+    pending: list[torch.Tensor]
+    window_counts: dict[str, torch.Tensor]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.objective is not None:
+            self.loss_is_scaled_for_ga = True  # the objective divides by the whole step's counts itself
+            hint = "Use it with GRPO, or take an objective of log-likelihoods."
+            _objective.check_columns(self.objective, _objective.SFT_COLUMNS, "SFT", hint)
+        if self.curriculum is not None:
+            wrong = {"packing": self.args.packing, "padding_free": self.args.padding_free, "shuffle_dataset": self.args.shuffle_dataset}
+            given = [name for name, value in wrong.items() if value]
+            given += ["train_sampling_strategy"] if self.args.train_sampling_strategy != "random" else []
+            if given:
+                raise TutelageError(
+                    f"A curriculum chooses whole rows by number and needs each example's own loss; {', '.join(given)} of SFTConfig would "
+                    "join or reorder them. Leave these settings at their defaults."
+                )
+
+    def check_fit(self, curriculum: Curriculum) -> None:
+        super().check_fit(curriculum)
+        if curriculum.filters:
+            raise TutelageError(
+                f"The curriculum {curriculum.name!r} rejects groups after their attempts, and supervised training learns an example's loss "
+                "in the very pass that trains on it. Use it with GRPO, or a curriculum that does not filter."
+            )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if self.curriculum is None:
+            return super().get_train_dataloader()
+        share, rounded = self.args.per_device_train_batch_size, math.floor if self.args.dataloader_drop_last else math.ceil
+        ticks = rounded(rounded(len(self.train_dataset) / share) / self.accelerator.num_processes)
+        return clock(len(self.train_dataset), max(ticks, 1))
+
+    def next_window(self, count: int) -> list[Batch]:
+        return _supervised.next_window(self, count)
+
+    def overheard(self, outputs: Any) -> None:
+        _supervised.overheard(self, outputs)
+
+    def count_window(self, batches: list[Batch]) -> None:
+        masks = [batch["labels"][:, 1:].to(self.accelerator.device) != -100 for batch in batches]
+        self.window_counts = _objective.counted(self, [{"mask_BT": mask} for mask in masks])
+
+    def objective_loss(self, outputs: Any) -> torch.Tensor:
+        return _objective.sft_loss(self, outputs)
 
 
 def _argument(function: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
