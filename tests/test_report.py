@@ -468,3 +468,18 @@ def test_every_colour_the_page_uses_is_defined(usual: str) -> None:
     used = set(re.findall(r"var\(--([a-z0-9-]+)\)", usual))
     local = {"badge", "badge-ink", "part", "bar"}
     assert used - local <= set(LIGHT) | set(report.PAGE_LIGHT)
+
+
+def test_supervised_training_is_drawn_against_updates() -> None:
+    league = check_league(DEGENERATE["supervised"])
+    plates = draw(league)
+    assert set(plates.curves) == {"step", "seconds"}
+    assert plates.numbers["curves"]["step"][0]["x"][-1] == 240
+    text = Page(report.report_html(league, plates)).words
+    assert "Against updates" in text
+    assert "Against rollouts" not in text
+
+
+def test_further_comparisons_stand_below_the_table(usual: str) -> None:
+    assert "odf against uniform@odf: teaches worse than it: −0.069" in Page(usual).words
+    assert "Further comparisons" not in page_of(DEGENERATE["one seed"] | {"notes": []})

@@ -176,3 +176,13 @@ def test_a_broken_league_is_refused_with_the_place(change: str, words_of_the_err
 
 def test_display_name_joins_label_and_note() -> None:
     assert [display_name(row) for row in make_league()["rows"][3:5]] == ["odf", "odf (at equal updates)"]
+
+
+def test_supervised_training_is_counted_in_updates() -> None:
+    text = printed(DEGENERATE["supervised"])
+    assert "updates" in text.splitlines()[3]
+    assert "rollouts" not in text.splitlines()[3]
+
+
+def test_further_comparisons_are_printed() -> None:
+    assert "odf against uniform@odf: teaches worse than it: −0.069 [−0.080, −0.058]" in printed(make_league())

@@ -12,9 +12,9 @@ from tutelage.study import series, words
 from tutelage.study.canvas import Canvas, Line, printable
 from tutelage.study.figures import Style
 from tutelage.study.plates import Plates
-from tutelage.study.schema import League, Number, Row, display_name
+from tutelage.study.schema import League, Number, Row, display_name, progress_word
 
-VERDICTS = {"holds", "reversed", "not shown", "too few seeds", "baseline"}
+VERDICTS = {"holds", "reversed", "not shown", "too few seeds", "baseline", "control"}
 RULE = (
     "A verdict comes from the exact paired sign-flip test on the differences seed by seed, two-sided at 0.05, with Holm's correction over "
     "all rows. “Not shown” is not “no difference”; with too few seeds no result could pass, and none is called."
@@ -103,8 +103,14 @@ def league_section(league: League, plates: Plates) -> str:
     return f"""<h2 id="league-table-h">League table</h2>
 <p class="lead">Means over {words.seeds_in_words(league)}, ranked by final {text(league["metric"])}.</p>
 {table("league", "League table", header, rows)}
-<p class="note">{text(RULE)}</p>
+{_notes(league)}<p class="note">{text(RULE)}</p>
 <details><summary>What the columns mean</summary><dl class="words">{definitions}</dl></details>"""
+
+
+def _notes(league: League) -> str:
+    """Comparisons beyond those with the baseline."""
+    items = "".join(f"<li>{text(words.typeset(note))}</li>" for note in league.get("notes", []))
+    return f'<div class="note"><b>Further comparisons</b><ul>{items}</ul></div>\n' if items else ""
 
 
 def _league_columns(league: League) -> list[tuple[str, str, str]]:
@@ -129,8 +135,9 @@ def _ratios(league: League) -> list[tuple[str, str, str]]:
     if league["target"] is None:
         return []
     until = f"until {league['metric']} {league['target']:g}, as a multiple of what {league['baseline']} needed: below 1 is faster."
+    unit = progress_word(league).capitalize()
     return [
-        ("rollouts_to_target_ratio", f"Rollouts\nto {league['target']:g}", f"Rollouts {until}"),
+        ("rollouts_to_target_ratio", f"{unit}\nto {league['target']:g}", f"{unit} {until}"),
         ("seconds_to_target_ratio", f"Time\nto {league['target']:g}", f"Training time {until}"),
     ]
 
@@ -194,10 +201,10 @@ def legend(plates: Plates, *, extra: str = "") -> str:
 
 
 def curves_section(league: League, plates: Plates) -> str:
-    """Learning curves against rollouts and against time."""
+    """Learning curves against rollouts (updates, where there are none) and against time."""
     if not plates.curves:
         return ""
-    titles = {"rollouts": "Against rollouts", "seconds": "Against time"}
+    titles = {"rollouts": "Against rollouts", "step": "Against updates", "seconds": "Against time"}
     ends = "; ".join(f"{display_name(row)} ends at {words.score(row['final'])}" for row in plates.rows)
     panels = [drawing(panel, f"Learning curves {titles[axis].lower()}: {ends}", titles[axis]) for axis, panel in plates.curves.items()]
     bands = ", with 95 % bootstrap bands; bands are for the eye, the verdicts do not use them" if len(league["seeds"]) > 1 else ""

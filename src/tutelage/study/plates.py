@@ -15,7 +15,7 @@ from tutelage.files import atomic_write
 from tutelage.study import figures, series, words
 from tutelage.study.canvas import Canvas, Dot, Line, Text, shortened
 from tutelage.study.figures import Style
-from tutelage.study.schema import League, Row, display_name, ranked
+from tutelage.study.schema import League, Row, display_name, progress_axis, progress_word, ranked
 
 GAP = 28.0
 MARGIN = 24.0
@@ -27,7 +27,7 @@ class Plates:
 
     Attributes:
         rows: the league's rows in rank order, and `look` their style by name.
-        curves: by x axis ("rollouts", "seconds"); empty where nothing was measured.
+        curves: by x axis ("rollouts" or "step", "seconds"); empty where nothing was measured.
         heat: one panel for each row that logged what it taught; `full` is the share at full colour.
         arms: panels of accuracy before and after, each with its title (a family, or nothing).
         bars: for each row its difference and interval, within `limits`.
@@ -65,7 +65,8 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 def _curves(league: League, rows: Sequence[Row], look: dict[str, Style]) -> tuple[dict[str, Canvas], dict[str, Any]]:
     by_axis: dict[series.XAxis, dict[str, series.MeanCurve]] = {}
-    for axis in ("rollouts", "seconds"):
+    axes: tuple[series.XAxis, ...] = (progress_axis(league), "seconds")
+    for axis in axes:
         rng = np.random.default_rng(0)
         drawn = {row["name"]: series.mean_curve(league, row["name"], axis, rng) for row in rows}
         by_axis[axis] = {name: curve for name, curve in drawn.items() if curve is not None}
@@ -78,8 +79,10 @@ def _curves(league: League, rows: Sequence[Row], look: dict[str, Style]) -> tupl
     for axis, curves in by_axis.items():
         if not curves:
             continue
-        scale, name = (1.0, "rollouts") if axis == "rollouts" else time_unit(max(float(curve.x_X[-1]) for curve in curves.values()))
-        unit = (scale, "rollouts" if axis == "rollouts" else f"{name} of training")
+        scale, name = 1.0, progress_word(league)
+        if axis == "seconds":
+            scale, name = time_unit(max(float(curve.x_X[-1]) for curve in curves.values()))
+        unit = (scale, name if axis != "seconds" else f"{name} of training")
         panels[axis] = figures.curves_panel(curves, look, axis=axis, unit=unit, target=league["target"], y_range=y_range)
         numbers[axis] = [_curve_numbers(curve, look[row], scale) for row, curve in curves.items()]
     return panels, numbers
@@ -194,7 +197,7 @@ def sheets(league: League, plates: Plates) -> dict[str, Canvas]:
     if (differences := _differences(plates, league)) is not None:
         found["differences"] = compose(f"Difference from {league['baseline']} in {metric}", [("", differences)], 1)
     if plates.curves:
-        names = {"rollouts": "against rollouts", "seconds": "against time"}
+        names = {"rollouts": "against rollouts", "step": "against updates", "seconds": "against time"}
         panels = [(names[axis], panel) for axis, panel in plates.curves.items()]
         found["learning_curves"] = compose(f"{metric[:1].upper()}{metric[1:]} while training", panels, 2, legend)
     if plates.heat:

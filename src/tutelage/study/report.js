@@ -56,9 +56,8 @@
       const x = low + ((px - left) / (right - left)) * (high - low);
       for (const [key, value] of [["x1", px], ["x2", px], ["y1", top], ["y2", bottom]]) line.setAttribute(key, value);
       svg.append(line);
-      const unit = axis === "rollouts" ? "rollouts" : svg.dataset.unit;
-      const shown = axis === "rollouts" ? Math.round(x).toLocaleString("en") : x.toPrecision(3);
-      show(event, make("div", `${shown} ${unit}`), curveTable(data.curves[axis], x));
+      const shown = axis === "seconds" ? x.toPrecision(3) : Math.round(x).toLocaleString("en");
+      show(event, make("div", `${shown} ${svg.dataset.unit}`), curveTable(data.curves[axis], x));
     });
     svg.addEventListener("pointerleave", () => { line.remove(); hide(); });
   }

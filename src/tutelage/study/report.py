@@ -167,7 +167,7 @@ def _deck(league: League) -> str:
     title = league["title"].rstrip(".")
     given = f"{words.count(budget['amount'])} {budget['kind']}"
     scored = "the task" if arms == 1 else f"{arms} task arms"
-    runs = f"Each row was given {given} on each of {words.seeds_in_words(league)}"
+    runs = f"Each method was given {given} on each of {words.seeds_in_words(league)}"
     return pieces.text(f"{title}. {runs} and scored by {league['metric']} on {scored}.")
 
 

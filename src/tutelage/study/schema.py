@@ -7,7 +7,7 @@ shape: `A` task arms, `X` evaluations of one run, `L` logged steps of one run.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, Literal, NotRequired, cast
 
 from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
@@ -42,8 +42,9 @@ class Row(TypedDict):
     """One line of the league table; all numbers are means over seeds.
 
     `name` is unique and is what cells refer to. `label` is what readers see; rows of one method share it (and its colour) and differ in
-    `note` ("at equal updates", "given odf's rollouts"). The two ratios are the row's cost to reach the target over the baseline's, so
-    below 1 is faster. Difference, its 95 % t interval and the p values compare with the baseline and are null for it.
+    `note` ("at equal updates", "given odf's rollouts"). `hardest` is the mean over the hardest arms. The two ratios are the row's cost to
+    reach the target over the baseline's, so below 1 is faster; the first counts rollouts, or updates where there are none. Difference,
+    its 95 % t interval and the p values compare with the baseline and are null for it.
     """
 
     name: str
@@ -107,7 +108,11 @@ class Cell(TypedDict):
 
 
 class League(TypedDict):
-    """The whole comparison. `arm_names` are A task arms, "family/level" where there are levels; `machine` is free ("cpus", "gpu", ...)."""
+    """The whole comparison.
+
+    `arm_names` are A task arms, "family/level" where there are levels; `machine` is free ("cpus", "gpu", ...); `notes` are sentences of
+    comparisons beyond those with the baseline, such as a filter's with its control.
+    """
 
     title: str
     command: str
@@ -123,6 +128,7 @@ class League(TypedDict):
     config: dict[str, Any]
     versions: dict[str, str]
     machine: dict[str, Any]
+    notes: NotRequired[list[str]]
 
 
 def without_nan(value: Any) -> Any:
@@ -173,6 +179,17 @@ def _check_lengths(league: League, source: str) -> None:
             problems.append(f"{where} does not have {arms} numbers, one for each arm, at every step")
     if problems:
         raise TutelageError(f"{source} contradicts itself: {problems[0]} ({len(problems)} problem(s)). Run the comparison again.")
+
+
+def progress_axis(league: League) -> Literal["rollouts", "step"]:
+    """What training is counted in: rollouts, or updates where no run draws any (supervised training)."""
+    drawn = any(rollouts for cell in league["cells"] for rollouts in cell["curve"]["rollouts"])
+    return "rollouts" if drawn or not league["cells"] else "step"
+
+
+def progress_word(league: League) -> str:
+    """The unit of `progress_axis` in words."""
+    return "rollouts" if progress_axis(league) == "rollouts" else "updates"
 
 
 def ranked(league: League) -> list[Row]:

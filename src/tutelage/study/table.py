@@ -12,11 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from tutelage.study import words
-from tutelage.study.schema import League, Row, display_name, ranked
+from tutelage.study.schema import League, Row, display_name, progress_word, ranked
 
 WIDTH = 100
 NAME_WIDTH = 20
-VERDICT_STYLES = {"holds": "bold green", "reversed": "bold red", "not shown": "yellow", "too few seeds": "magenta", "baseline": "dim"}
+VERDICT_STYLES = {
+    "holds": "bold green",
+    "reversed": "bold red",
+    "not shown": "yellow",
+    "too few seeds": "magenta",
+    "baseline": "dim",
+    "control": "dim",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ def _columns(league: League) -> list[_Column]:
     if league["target"] is not None:
         goal = f"to {league['target']:.2f}"
         columns += [
-            _Column(f"rollouts\n{goal}", 8, 4, lambda row: words.ratio(row["rollouts_to_target_ratio"])),
+            _Column(f"{progress_word(league)}\n{goal}", 8, 4, lambda row: words.ratio(row["rollouts_to_target_ratio"])),
             _Column(f"time\n{goal}", 7, 3, lambda row: words.ratio(row["seconds_to_target_ratio"])),
         ]
     return columns
@@ -111,7 +118,8 @@ def _verdicts(league: League, rows: list[Row]) -> Group:
     lines.add_column()
     for row in words.judged(rows):
         lines.add_row(Text(display_name(row)), Text(words.typeset(row["sentence"]), style="dim"))
-    return Group(headline, Padding(lines, (0, 0, 1, 2))) if lines.rows else Group(headline)
+    notes = [Padding(Text(words.typeset(note), style="dim"), (0, 0, 0, 2)) for note in league.get("notes", [])]
+    return Group(headline, Padding(lines, (0, 0, 0, 2)), *notes, "") if lines.rows else Group(headline)
 
 
 def _cut(text: str, width: int) -> str:
