@@ -17,7 +17,7 @@ from tutelage.study.schema import League, Number, Row, display_name, progress_wo
 VERDICTS = {"holds", "reversed", "not shown", "too few seeds", "baseline", "control"}
 RULE = (
     "A verdict comes from the exact paired sign-flip test on the differences seed by seed, two-sided at 0.05, with Holm's correction over "
-    "all rows. “Not shown” is not “no difference”; with too few seeds no result could pass, and none is called."
+    "all comparisons. “Not shown” is not “no difference”; with too few seeds no result could pass, and none is called."
 )
 COSTS = (
     ("rollouts", "Rollouts", words.count, "Completions generated for training, those of rejected groups too."),
