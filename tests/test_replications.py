@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tutelage import TaskPool, TutelageError
 from tutelage.registry import replications
@@ -18,7 +21,7 @@ from tutelage.replications.dump import simulate
 from tutelage.replications.sec import SortedPass
 from tutelage.students.simulated import SimulatedStudent
 from tutelage.study import miniature, replicate, stats
-from tutelage.study.replicate import Arm, Comparison, Replication, atlas, run, write_atlas
+from tutelage.study.replicate import Arm, Comparison, Replication, atlas, render, run, write_atlas
 
 SLUGS = ["dump", "online-difficulty-filtering", "sec"]
 RESULTS = Path(__file__).parent.parent / "results"
@@ -190,6 +193,17 @@ def test_an_unknown_slug_names_the_nearest(tmp_path: Path) -> None:
 
 
 # --- the atlas
+
+
+def test_render_tells_arms_comparisons_and_verdict(toy: None, tmp_path: Path) -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    render(replicated(tmp_path), console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "A made-up claim | with a bar." in text
+    assert re.search(r"better +12 +0\.355", text)
+    assert re.search(r"better against base at equal rollouts +−0\.125 \[−0\.125, −0\.125\] +0\.00586 +reversed", text)
+    assert "The claim: holds (better: teaches better than base: +0.1000" in " ".join(text.split())
 
 
 def test_atlas_has_full_results_only(toy: None, tmp_path: Path) -> None:

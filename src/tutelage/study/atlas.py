@@ -39,7 +39,7 @@ def render(result: Result, console: Console) -> None:
 
 def _arms(result: Result) -> Table:
     """Means over seeds; a measure that no arm has gets no column."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="dim")
     table.add_column("arm", no_wrap=True)
     columns = [*_measures(result), "rollouts", "training_tokens", "seconds"]
     shown = [key for key in columns if any(key in arm["mean"] for arm in result["arms"].values())]
