@@ -214,14 +214,17 @@ def check_keys_not_positions(factory: Factory) -> None:
     """Outcomes count by their keys: in any order, and of tasks that were not proposed (other workers', replayed, refilled)."""
     pool = make_pool()
     one, other = factory(pool, 0), factory(pool, 0)
-    order = np.random.default_rng(0).permutation(24)
     one.propose(16)
     other.propose(16)
-    outcomes = simulate(pool, np.arange(10, 34), step=0, signals=signals_of(one))
+    rows_N = np.arange(10, 34)
+    by_arm = np.array([[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])  # in reach, solved, out of reach
+    outcomes = simulate(pool, rows_N, step=0, solved=by_arm[pool.arms().arm_N[rows_N]], signals=signals_of(one))
+    order = np.random.default_rng(0).permutation(len(rows_N))
+    shuffled = outcomes.take(order)
     one.observe(outcomes)
-    other.observe(outcomes.take(order))
-    expect(same(one.admit(outcomes)[order], other.admit(outcomes.take(order))), "admit depends on the order of the rows")
-    difference = first_difference(run(one, pool, 3, start=1), run(other, pool, 3, start=1))
+    other.observe(shuffled)
+    expect(same(one.admit(outcomes)[order], other.admit(shuffled)), "admit depends on the order of the rows")
+    difference = first_difference(run(one, pool, 3, start=1, n=64), run(other, pool, 3, start=1, n=64))
     expect(not difference, f"the same outcomes in another order lead to other decisions: {difference}")
 
 
@@ -288,6 +291,8 @@ def check_metrics(factory: Factory) -> None:
     curriculum = factory(pool, 0)
     for step in range(4):
         before = snapshot(curriculum)
+        for name, value in curriculum.metrics.items():
+            expect(isinstance(name, str) and isinstance(value, float), f"the metric {name!r} is of type {type(value).__name__}, not float")
         expect_finite_metrics(curriculum)
         expect(same(before, snapshot(curriculum)), "reading the metrics changed the state")
         lesson(curriculum, pool, step)
