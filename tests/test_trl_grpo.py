@@ -245,3 +245,59 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         with_curriculum(Dataset)
     with pytest.raises(TutelageError, match="the verifier, or give one"):
         run(tmp_path, name="odf", reward=lambda completions, **_: [2.0 + len(c) for c in completions])
+
+
+class Asks(tt.Curriculum):
+    """Asks for three attempts at five tasks before every lesson."""
+
+    name = "asks"
+    memory = ("at",)
+
+    def __init__(self, pool: tt.TaskPool, signals: tuple[str, ...] = ()) -> None:
+        super().__init__(pool)
+        self.at, self.shown, self.signals = 0, [], signals
+
+    def wants(self) -> tt.Wants | None:
+        self.at += 5
+        return tt.Wants(rows_N=np.arange(self.at, self.at + 5) % len(self.pool), attempts=3, signals=self.signals)
+
+    def _propose(self, n: int) -> np.ndarray:
+        return np.arange(n)
+
+    def _observe(self, outcomes: tt.Outcomes, *, probe: bool) -> None:
+        self.shown.append((probe, outcomes))
+
+
+def test_wants_are_answered_before_the_proposal_and_counted(tmp_path: Path) -> None:
+    cur = Asks(tiny.tasks()[1])
+    made = run(tmp_path, curriculum=cur, max_steps=2, log_completions=True, num_completions_to_print=0, reward=tiny.has_a)
+    assert [(probe, o.reward_NG.shape) for probe, o in cur.shown] == [(True, (5, 3)), (False, (2, 4))] * 2
+    assert cur.shown[2][1].key_N.tolist() == [10, 11, 12, 13, 14]
+    ledger = made.ledger
+    assert (ledger.lessons, ledger.rollouts, ledger.probe_rollouts, ledger.rejected_rollouts) == (2, 46, 30, 0)
+    assert ledger.training_tokens == sum(o.length_NG.sum() for probe, o in cur.shown if not probe)
+    assert ledger.tokens > ledger.training_tokens
+    for (_, outcomes), logged in zip(cur.shown[1::2], made.state.log_history, strict=False):
+        assert logged["reward"] == pytest.approx(outcomes.reward_NG.mean())
+    assert len(made._logs["prompt"]) == 8
+    with pytest.raises(TutelageError, match="wants the signals entropy; GRPO measures attempts"):
+        run(tmp_path, curriculum=Asks(tiny.tasks()[1], ("entropy",)))
+
+
+def test_a_group_of_one_is_refused(tmp_path: Path) -> None:
+    data, pool = tiny.tasks()
+    config = tiny.grpo_config(tmp_path)
+    config.num_generations = 1
+    with pytest.raises(TutelageError, match="num_generations=1 leaves no group"):
+        Trainer(
+            tiny.model(), tiny.digits, args=config, train_dataset=data, processing_class=tiny.tokenizer(),
+            curriculum=tt.curriculum("sec", pool),
+        )  # fmt: skip
+
+
+def test_a_curriculum_that_needs_signals_is_refused(tmp_path: Path) -> None:
+    class Needs(Asks):
+        needs = frozenset({"signals/loss"})
+
+    with pytest.raises(TutelageError, match="needs signals/loss; this trainer gives advantage_NG"):
+        run(tmp_path, curriculum=Needs(tiny.tasks()[1]))

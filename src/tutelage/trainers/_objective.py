@@ -40,8 +40,10 @@ def prepared(trainer: GRPOLessons, batch: Batch, reward_BF: Tensor, attempts: in
     if "group_tokens_B" in objective.requires:
         length_B = trainer.accelerator.gather(mask_BT.sum(1))
         batch["group_tokens"] = torch.zeros_like(length_B).scatter_add_(0, group_B, length_B)[group_B][local]
-    if hasattr(objective, "advantages"):
+    if hasattr(objective, "advantages") and getattr(objective, "advantage", None) != "given":
         batch["advantages"] = _own_advantages(trainer, batch, mask_BT, weighted_reward(reward_BF, trainer.reward_weights), attempts)[local]
+    if "advantage_BT" in objective.requires and batch["advantages"].ndim == 1:
+        batch["advantages"] = batch["advantages"].unsqueeze(1) * mask_BT
     live_B = batch.get("live", torch.ones(len(mask_BT), dtype=torch.bool, device=mask_BT.device))
     counts = counted(trainer, [{"mask_BT": mask_BT[live_B], "group_B": batch["group"][live_B]}])
     groups = trainer.accelerator.gather(live_B).view(-1, attempts).any(1).sum()  # a group may straddle two processes
@@ -100,9 +102,13 @@ def _weighed(trainer: Any, batch: Mapping[str, Tensor], counts: Mapping[str, Ten
 
 def _own_advantages(trainer: GRPOLessons, batch: Batch, mask_BT: Tensor, reward_B: Tensor, attempts: int) -> Tensor:
     """The objective's advantages of all processes' samples, (B,), or (B, T) for kinds that are per token."""
+    needed = getattr(trainer.objective, "advantage_requires", frozenset())
+    if "old_logp_BT" in needed and "old_per_token_logps" not in batch:  # TRL leaves it out where every step is on-policy
+        with torch.no_grad():
+            batch["old_per_token_logps"] = trainer.token_columns(trainer.model, batch, trainer.args.per_device_train_batch_size)[0]
     names = {"old_logp_BT": "old_per_token_logps", "ref_logp_BT": "ref_per_token_logps"}
     columns = {"mask_BT": mask_BT} | {ours: batch[theirs] for ours, theirs in names.items() if theirs in batch}
-    spread = {name: trainer.accelerator.pad_across_processes(value, dim=1) for name, value in columns.items()}
+    spread = {name: trainer.accelerator.pad_across_processes(columns[name], dim=1) for name in sorted(needed & set(columns))}
     whole = {name: trainer.accelerator.gather(value) for name, value in spread.items()}
-    advantage = trainer.objective.advantages(reward_B.view(-1, attempts), **whole)
+    advantage = trainer.objective.advantages(reward_B.view(-1, attempts), whole)
     return advantage[..., : mask_BT.shape[1]] if advantage.ndim == 2 else advantage

@@ -276,13 +276,13 @@ class GRPOEngine(Engine):
         numpy = {name: column.double().cpu().numpy().reshape(shape) for name, column in columns.items()}
         return Rollouts(batch, reward_BF, numpy, heard.length_b, self._texts() if self.log_completions else {})
 
-    def token_columns(self, model: Any, inputs: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each completion token (B, T) under `model`, with gradient."""
+    def token_columns(self, model: Any, inputs: Batch, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each completion token (B, T) under `model`, `chunk` rows at a time (default: all)."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         pictures = {key: inputs[key] for key in _batches.PICTURES if key in inputs}
         logp_BT, entropy_BT, _ = self._get_per_token_logps_and_entropies(
-            model, ids, mask, inputs["completion_ids"].shape[1], compute_entropy=True, **pictures
+            model, ids, mask, inputs["completion_ids"].shape[1], batch_size=chunk, compute_entropy=True, **pictures
         )
         return logp_BT, entropy_BT
 
