@@ -5,7 +5,7 @@
 Everything derives from one seed. Training sees the seven eighths of all questions that `is_heldout` leaves; the loss is the mean
 over samples of the mean cross-entropy of the answer's tokens. Rows are packed with a block-diagonal mask, several samples to a row,
 and every batch mixes all families and levels. The learning rate is constant after warm-up and falls linearly at the end, so a run
-can be stopped and finished from any checkpoint. Two hours on one core; a run resumes from `--work`.
+can be stopped and finished from any checkpoint. An hour on an idle core; a run resumes from `--work`.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and log; a run there is continued")
-    parser.add_argument("--steps", type=int, default=5500)
-    parser.add_argument("--decay", type=int, default=1000, help="steps over which the learning rate falls to zero at the end")
+    parser.add_argument("--steps", type=int, default=3100)
+    parser.add_argument("--decay", type=int, default=850, help="steps over which the learning rate falls to zero at the end")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=2e-3)
     args = parser.parse_args()

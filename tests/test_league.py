@@ -62,7 +62,7 @@ def test_verdicts_are_paired_by_seed_and_corrected_over_all_comparisons():
     better = [cell("sec", s, [0.2, 0.61 + 0.01 * s], [0, 200]) for s in reversed(range(8))]  # another order of seeds
     base = [cell("uniform", s, [0.2, 0.6 + 0.01 * s], [0, 200]) for s in range(8)]
     same = [cell("dump", s, [0.2, 0.6 + 0.01 * s], [0, 200]) for s in range(8)]
-    judged = league.judge_rows({"uniform": base, "sec": better, "dump": same}, "uniform", {})
+    judged = league.judge_rows({"uniform": base, "sec": better, "dump": same}, {}, "uniform", {})
     assert judged["sec"].mean == pytest.approx(0.01)
     assert judged["sec"].p == pytest.approx(2 / 2**8)
     assert judged["sec"].p_holm == pytest.approx(4 / 2**8)
@@ -71,7 +71,8 @@ def test_verdicts_are_paired_by_seed_and_corrected_over_all_comparisons():
 
 def test_a_filter_is_compared_with_its_control_too():
     rows = {"uniform": BASE, "odf@updates": FAST, "uniform+odf": [cell("uniform+odf", s, [0.2, 0.9], [0, 200]) for s in range(6)]}
-    judged = league.judge_rows(rows, "uniform", {"pair": ("odf@updates", "uniform+odf")})
-    assert judged["pair"].mean == pytest.approx(-0.2)
-    assert judged["pair"].sentence.startswith("odf@updates against uniform+odf")
-    assert judged["pair"].verdict == "too few seeds"  # three comparisons need more than six
+    names = {"odf@updates": "odf (at equal updates)", "uniform+odf": "uniform (given odf's rollouts)"}
+    pair = league.judge_rows(rows, names, "uniform", {"odf@updates": "uniform+odf"})["odf@updates : uniform+odf"]
+    assert pair.mean == pytest.approx(-0.2)
+    assert pair.sentence.startswith("odf (at equal updates): too few seeds to compare with uniform (given odf's rollouts)")
+    assert pair.verdict == "too few seeds"  # three comparisons need more than six

@@ -267,8 +267,9 @@ def make_league(comparison: Comparison, command: str) -> League:
     run = comparison.run
     by_row = {p.name: [comparison.records[(p.name, s)] for s in comparison.seeds] for p in comparison.plans}
     base = by_row[run.baseline]
-    pairs = {f"{p.after} : {p.name}": (p.after, p.name) for p in comparison.plans if p.after}
-    judged = league.judge_rows(by_row, run.baseline, pairs)
+    names = {p.name: f"{p.arm.name} ({p.note})" if p.note else p.arm.name for p in comparison.plans}
+    pairs = {p.after: p.name for p in comparison.plans if p.after}
+    judged = league.judge_rows(by_row, names, run.baseline, pairs)
     target = run.target or league.choose_target(base)
     axis = "rollouts" if base[0]["totals"]["rollouts"] else "step"
     until = comparison.budget[1] if comparison.budget[0] == "rollouts" else float(max(c["curve"][axis][-1] for c in base))
@@ -287,7 +288,7 @@ def make_league(comparison: Comparison, command: str) -> League:
         "baseline": run.baseline, "seeds": comparison.seeds, "arm_names": tasks["arm_names"], "metric": "held-out accuracy", "target": target,
         "rows": rows, "cells": [{k: v for k, v in c.items() if k not in drop} for cells in by_row.values() for c in cells],
         "config": resolved(comparison), "versions": versions(), "machine": machine(),
-        "notes": [judged[name].sentence for name in pairs],
+        "notes": [judged[f"{row} : {other}"].sentence for row, other in pairs.items()],
     }  # type: ignore[typeddict-item]  # fmt: skip
 
 

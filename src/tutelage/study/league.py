@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -34,30 +34,24 @@ def choose_target(baseline: Sequence[Cell]) -> float | None:
     return round(float(y[0] + 0.9 * (y[-1] - y[0])), 4) if y[-1] > y[0] else None
 
 
-def judge_rows(cells: Mapping[str, Sequence[Cell]], baseline: str, pairs: Mapping[str, tuple[str, str]]) -> dict[str, Judgement]:
+def judge_rows(cells: Mapping[str, Sequence[Cell]], names: Mapping[str, str], baseline: str, pairs: Mapping[str, str]) -> dict[str, Judgement]:
     """Verdicts on final accuracy, Holm over all comparisons of the command.
 
-    Every row is compared with the baseline; `pairs` names further comparisons (row, other row), such as a filter against its control.
+    Every row is compared with the baseline, and each row of `pairs` with a second opponent too (a filter at equal updates with uniform
+    sampling that got its rollouts), told under the key "row : opponent". `names` are for the sentences.
     """
-    asked = {row: (row, baseline) for row in cells if row != baseline} | dict(pairs)
+    asked = {row: (row, baseline) for row in cells if row != baseline} | {f"{r} : {o}": (r, o) for r, o in pairs.items()}
     differences = {}
-    for name, (row, other) in asked.items():
+    for key, (row, other) in asked.items():
         here, there = ({c["seed"]: final(c) for c in cells[r]} for r in (row, other))
         seeds = sorted(here.keys() & there.keys())
-        differences[name] = difference(np.array([here[s] for s in seeds]), np.array([there[s] for s in seeds]))
-    plain = {n: d for n, d in differences.items() if n not in pairs}
+        differences[key] = difference(np.array([here[s] for s in seeds]), np.array([there[s] for s in seeds]))
     judged = judge(differences, baseline=baseline) if differences else {}
-    if pairs:  # the same p values, told with the right opponent
-        for name, (row, other) in pairs.items():
-            judged[name] = _retold(judged[name], row, other, baseline)
-    assert plain.keys() <= judged.keys()
+    for row, other in pairs.items():
+        key = f"{row} : {other}"
+        sentence = f"{names[row]}: {judged[key].sentence.replace(baseline, names[other], 1)}"
+        judged[key] = replace(judged[key], sentence=sentence)
     return judged
-
-
-def _retold(judgement: Judgement, row: str, other: str, baseline: str) -> Judgement:
-    from dataclasses import replace
-
-    return replace(judgement, sentence=f"{row} against {other}: {judgement.sentence.replace(f' {baseline}', ' it', 1)}")
 
 
 def make_row(

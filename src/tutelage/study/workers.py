@@ -1,6 +1,7 @@
 """Worker processes that import the engine once and run many cells, and the loop that feeds them.
 
-Workers are spawned, never forked (an engine's threads do not survive a fork), each with its share of the cores.
+Workers are spawned, never forked (an engine's threads do not survive a fork), each with its share of the cores unless OMP_NUM_THREADS says
+otherwise.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _next_event(events: Any, running: dict[int, Job]) -> Event:
 @contextmanager
 def _workers(run: Run, folder: Path, jobs: int) -> Iterator[tuple[list[Any], Any]]:
     context = multiprocessing.get_context("spawn")
-    threads = max(1, _cores() // jobs)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, _cores() // jobs))
     events = context.Queue()
     inboxes = [context.Queue() for _ in range(jobs)]
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")}
