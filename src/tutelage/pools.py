@@ -220,16 +220,20 @@ class TaskPool:
         return _make_arms(code_N, labels)
 
     def rows_of(self, key_N: ArrayLike) -> NDArray[np.int64]:
-        """Row numbers of keys; a key that is not in the pool raises."""
-        wanted = np.asarray(key_N)
+        """Row numbers of keys, shape (N,); a key that is not in the pool raises."""
+        wanted_N = np.asarray(key_N)
+        walk_N = np.argsort(wanted_N)  # in order the table is read from front to back, with far fewer cache misses
         sorted_keys, rows = self._lookup
-        place = np.minimum(np.searchsorted(sorted_keys, wanted), len(self) - 1)
-        missing = sorted_keys[place] != wanted
-        if missing.any():
+        place_N = np.minimum(np.searchsorted(sorted_keys, wanted_N[walk_N]), len(self) - 1)
+        missing_N = sorted_keys[place_N] != wanted_N[walk_N]
+        if missing_N.any():
             raise TutelageError(
-                f"Task {wanted[missing][:1].tolist()[0]!r} is not in this pool of {len(self)} tasks; outcomes must come from the same pool."
+                f"Task {wanted_N[walk_N][missing_N][:1].tolist()[0]!r} is not in this pool of {len(self)} tasks; "
+                "outcomes must come from the same pool."
             )
-        return place.astype(np.int64) if rows is None else rows[place].astype(np.int64)
+        row_N = np.empty(len(wanted_N), dtype=np.int64)
+        row_N[walk_N] = place_N if rows is None else rows[place_N]
+        return row_N
 
     @cached_property
     def _lookup(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
