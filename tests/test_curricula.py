@@ -449,6 +449,13 @@ def test_odf_bounds_are_compared_exactly(low: int, high: int, size: int, data: s
     assert keep_groups(np.array([solved]), np.array([size]), "balanced", low / 100, high / 100).tolist() == [exact]
 
 
+@pytest.mark.parametrize(("percent", "size"), [(57, 100), (29, 100), (7, 100), (55, 20), (30, 10)])
+def test_odf_bounds_survive_rounding(percent: int, size: int) -> None:
+    """0.57 * 100 is 56.99999999999999 in floats, and 0.07 * 100 is 7.000000000000001."""
+    solved = np.array([percent * size // 100])
+    assert keep_groups(solved, np.array([size]), "balanced", percent / 100, percent / 100).tolist() == [True]
+
+
 def test_odf_set_aside_tasks_come_again() -> None:
     pool = arms_pool(6)
     odf = ODF(pool)

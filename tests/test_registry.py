@@ -161,6 +161,7 @@ def test_a_taken_name_is_refused_and_a_reload_is_not() -> None:
     class SEC(tt.Curriculum):
         """Another of the same class name."""
 
+    SEC.__qualname__ = "SEC"
     with pytest.raises(TutelageError, match=r"The curriculum name 'sec' is taken by .*sec\.py; choose another name"):
         curricula.register("sec")(SEC)
     target = curricula.get("sec").target

@@ -48,7 +48,7 @@ def allocate(share_A: Float, n: int, carry_A: Float | None = None) -> tuple[Int,
 
     Without `carry_A`: largest remainders. With it (zeros at first, then what the call before returned): every arm gets the whole draws it
     is owed, and the rest go to the arms whose next draw falls due first. For constant shares the totals then stay within one draw of
-    n * share for ever, whatever the sizes of the calls. (Going by largest remainders does not: with 18 arms it can fall 1.2 behind.) The
+    n * share for ever, whatever the sizes of the calls. (Going by largest remainders does not: with 7 arms it can stray 1.2 draws.) The
     rule is earliest-deadline scheduling of unit jobs, the k-th draw of an arm being released once its share of the total exceeds k - 1
     and due once it reaches k (Tijdeman 1980, "The chairman assignment problem").
     """
