@@ -238,6 +238,28 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert [c.name for c in complete_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-7"]
 
 
+def test_the_newest_stays_though_another_is_the_best(tmp_path: Path) -> None:
+    data, pool = tiny.tasks()
+    scores = iter([3.0] * 4 + [2.0] * 4 + [1.0] * 8)
+
+    def worse(completions: list[str], **columns: Any) -> list[float]:
+        score = next(scores) if len(completions) == 4 else 0.5
+        return [score for _ in completions]
+
+    config = tiny.grpo_config(
+        tmp_path, max_steps=6, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
+        metric_for_best_model="eval_reward", greater_is_better=True, per_device_eval_batch_size=4, save_total_limit=1,
+    )  # fmt: skip
+    made = Trainer(
+        tiny.model(), worse, args=config, train_dataset=data, eval_dataset=data.select(range(4)), processing_class=tiny.tokenizer(),
+        curriculum=tt.curriculum("uniform", pool), solved=tiny.has_a,
+    )  # fmt: skip
+    made.train()
+    assert [c.name for c in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-6"]
+    assert made.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert made.args.save_total_limit == 1
+
+
 def test_a_new_run_replaces_checkpoints_of_the_same_step(tmp_path: Path) -> None:
     make(tmp_path, seed=1).train()
     second = make(tmp_path, seed=2)

@@ -115,7 +115,12 @@ def _checksum(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # some systems do not open folders
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:

@@ -3,7 +3,7 @@
 | package | tested | outside the range |
 |---|---|---|
 | trl | 1.16 | `TutelageError` |
-| transformers | 5.23 | `TutelageError` |
+| transformers | 5.19 to 5.23 | `TutelageError` |
 
 `tests/test_trl_contract.py` checks against the installed packages that every private name in use is still there.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-TESTED = {"trl": ((1, 16), (1, 17)), "transformers": ((5, 23), (5, 24))}
+TESTED = {"trl": ((1, 16), (1, 17)), "transformers": ((5, 19), (5, 24))}
 """Package -> first tested version, first version beyond."""
 IN_MEMORY = ("_step", "_buffered_inputs", "_total_train_tokens")
 """What TRL keeps in memory alone and a resumed run needs."""
@@ -155,6 +155,16 @@ class Engine(Base):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         return None
+
+    def _finalize_training(self, *args: Any) -> Any:
+        """TRL's, but with `save_total_limit=1` it would delete the newest checkpoint where another one is the best."""
+        limit = self.args.save_total_limit
+        if self.curriculum is not None:
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
 
     @contextmanager
     def _told_of_failure(self, final: Path) -> Iterator[None]:
