@@ -12,18 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from tutelage.study.workers import quiet
-
-quiet()
 
 import torch
 import trl
@@ -31,6 +24,7 @@ import trl
 from tutelage.study import engines
 from tutelage.study.cell import Bench, Job, build_trainer
 from tutelage.study.config import make_run, parse_arm
+from tutelage.study.workers import quiet
 from tutelage.tasks.rewards import VerifierReward
 
 
@@ -71,6 +65,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    quiet()
     torch.set_num_threads(1)
     bench = Bench(make_run(None, {}, []))
     measure(bench, "uniform", 3)  # warm-up of both paths
@@ -83,13 +78,15 @@ def main() -> None:
         found = measure(bench, arm, args.steps)
         shares[arm], steps[arm] = found["curriculum_share"], found["rollouts_per_second"]
     result = {
-        "ratio_median": statistics.median(ratios), "ratios": ratios, "plain_rollouts_per_second": statistics.median(p["rollouts_per_second"] for p, _ in pairs),
+        "ratio_median": statistics.median(ratios), "ratios": ratios,
+        "plain_rollouts_per_second": statistics.median(p["rollouts_per_second"] for p, _ in pairs),
         "curriculum_share": shares, "rollouts_per_second": steps,
     }  # fmt: skip
     if args.json:
         print(json.dumps(result, indent=1))
         return
-    print(f"rollouts per second, compare / plain TRL: median {result['ratio_median']:.3f} of {', '.join(f'{r:.3f}' for r in ratios)} (target >= 0.97)")
+    listed = ", ".join(f"{r:.3f}" for r in ratios)
+    print(f"rollouts per second, compare / plain TRL: median {result['ratio_median']:.3f} of {listed} (target >= 0.97)")
     for arm, share in shares.items():
         print(f"curriculum's share of a step, {arm:<14} {share:.2%} (target < 2 %)")
 

@@ -15,7 +15,9 @@ def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
 
 
 def test_help_and_import_are_light():
-    code = "import sys, time; t = time.perf_counter(); import tutelage, tutelage.cli; print(time.perf_counter() - t, 'torch' in sys.modules)"
+    code = (
+        "import sys, time; t = time.perf_counter(); import tutelage, tutelage.cli; print(time.perf_counter() - t, 'torch' in sys.modules)"
+    )
     best = 9.0
     for _ in range(5):
         seconds, torch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

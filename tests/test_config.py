@@ -41,7 +41,9 @@ def test_an_arm_from_yaml(tmp_path):
 
 def test_typed_options_win_over_the_file_and_set_wins_over_both(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("steps: 10\ntasks: gcd\nevaluation: {points: 2}\nsettings: {beta: 0.01}\narms: [uniform, {name: mine, curriculum: sec}]\n")
+    file.write_text(
+        "steps: 10\ntasks: gcd\nevaluation: {points: 2}\nsettings: {beta: 0.01}\narms: [uniform, {name: mine, curriculum: sec}]\n"
+    )
     run = make_run(file, {"steps": 20, "model": None}, ["evaluation.tasks_per_arm=5", "learning_rate=3e-4", "seeds=9"])
     assert (run.steps, run.tasks, run.seeds, run.evaluation.points, run.evaluation.tasks_per_arm) == (20, ["gcd"], 9, 2, 5)
     assert run.settings == {"beta": 0.01, "learning_rate": 3e-4}
@@ -70,7 +72,12 @@ def test_a_bad_file_is_an_error_with_its_name(tmp_path, text, words):
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("3000rollouts", ("rollouts", 3000.0)), ("1_000 updates", ("updates", 1000.0)), ("2.5seconds", ("seconds", 2.5)), ("10tokens", ("tokens", 10.0))],
+    [
+        ("3000rollouts", ("rollouts", 3000.0)),
+        ("1_000 updates", ("updates", 1000.0)),
+        ("2.5seconds", ("seconds", 2.5)),
+        ("10tokens", ("tokens", 10.0)),
+    ],
 )
 def test_budgets(text, found):
     assert parse_budget(text) == found

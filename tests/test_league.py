@@ -15,7 +15,10 @@ def cell(row: str, seed: int, accuracy: list[float], rollouts: list[float], by_a
     steps = list(range(len(accuracy)))
     return {
         "row": row, "seed": seed, "taught": {}, "train": {},
-        "curve": {"step": steps, "rollouts": rollouts, "tokens": rollouts, "seconds": [2 * r for r in rollouts], "accuracy": accuracy, "by_arm": by_arm},
+        "curve": {
+            "step": steps, "rollouts": rollouts, "tokens": rollouts, "seconds": [2 * r for r in rollouts],
+            "accuracy": accuracy, "by_arm": by_arm,
+        },
         "totals": {"rollouts": rollouts[-1], "updates": len(accuracy) - 1, "seconds": 2 * rollouts[-1]},
     }  # fmt: skip
 

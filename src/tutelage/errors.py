@@ -28,4 +28,6 @@ def unknown(what: str, name: str, options: Iterable[str]) -> TutelageError:
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:
     """The error for an optional dependency that is not installed."""
-    return MissingExtraError(f"This needs the package {package!r}, which is not installed. Install it with: pip install 'tutelage[{extra}]'")
+    return MissingExtraError(
+        f"This needs the package {package!r}, which is not installed. Install it with: pip install 'tutelage[{extra}]'"
+    )

@@ -47,7 +47,8 @@ class Bench:
         from tutelage.tasks.loaders import load_tasks
 
         self.run = run
-        self.tasks = load_tasks(run.tasks, verifier=run.verifier, tasks_per_arm=run.tasks_per_arm, **dict(run.columns))
+        columns: dict[str, Any] = {str(name): column for name, column in run.columns.items()}
+        self.tasks = load_tasks(run.tasks, verifier=run.verifier, tasks_per_arm=run.tasks_per_arm, **columns)
         self._datasets: dict[str, Any] = {}
         self._start: list[float] | None = None
 
@@ -139,7 +140,9 @@ def _lora(run: Run) -> Any:
 class Observer:
     """Watches one training run: stops it at its budget, evaluates on schedule, and keeps the curves. Seconds exclude evaluation."""
 
-    def __init__(self, job: Job, arms: int, points: int, tell: Callable[[dict[str, Any]], None], measure: Callable[[], list[float]]) -> None:
+    def __init__(
+        self, job: Job, arms: int, points: int, tell: Callable[[dict[str, Any]], None], measure: Callable[[], list[float]]
+    ) -> None:
         self.job, self.tell, self.measure = job, tell, measure
         self.arms = arms
         self.marks = [job.budget[1] * (i + 1) / points for i in range(points)]
@@ -247,9 +250,11 @@ def train_cell(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str, A
 
     model, tokenizer = engines.load_model(bench.run)
     kind, amount = job.budget
-    tasks_per_step, rollouts_per_step = engines.plain_step(bench.run, job.arm)
+    _, rollouts_per_step = engines.plain_step(bench.run, job.arm)
     if kind == "rollouts" and engines.engine_of(bench.run, job.arm) == "sft":
-        raise TutelageError("Supervised training draws no rollouts; give a budget of updates, tokens or seconds, such as --budget 100updates.")
+        raise TutelageError(
+            "Supervised training draws no rollouts; give a budget of updates, tokens or seconds, such as --budget 100updates."
+        )
     enough = {"updates": amount, "rollouts": amount / rollouts_per_step}.get(kind, 1e6)
     folder.mkdir(parents=True, exist_ok=True)
     config = engines.make_config(bench.run, job.arm, seed=bench.run.seed + job.seed, max_steps=math.ceil(enough), output_dir=folder)

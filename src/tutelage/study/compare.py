@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from tutelage.registry import curricula
 from tutelage.study import engines, league
 from tutelage.study.cell import Job
 from tutelage.study.config import Arm, BudgetKind, Run, check_settings, parse_arm, parse_budget
-from tutelage.study.schema import League, RowKind, without_nan
+from tutelage.study.schema import Cell, League, RowKind, without_nan
 from tutelage.study.stats import seeds_needed
 from tutelage.study.workers import default_jobs, run_all
 
@@ -123,8 +123,8 @@ class Comparison:
             raise TutelageError(f"The finished cell {path} is not readable as JSON. Delete it to run that cell again.") from None
         if record.get("identity") != self._identity(job):
             raise TutelageError(
-                f"{path} was made with another configuration of the arm {plan.name!r} or another budget. Give another --out, or remove that "
-                "directory; nothing was changed."
+                f"{path} was made with another configuration of the arm {plan.name!r} or another budget. "
+                "Give another --out, or remove that directory; nothing was changed."
             )
         self.records[(plan.name, seed)] = record
         return True
@@ -223,10 +223,14 @@ def claim(comparison: Comparison) -> None:
     if path.exists():
         theirs = json.loads(path.read_text()).get("shared", {})
         if theirs != mine:
-            changed = [f"{k}: there {theirs.get(k)!r}, now {mine.get(k)!r}" for k in sorted(mine.keys() | theirs.keys()) if theirs.get(k) != mine.get(k)]
+            changed = [
+                f"{k}: there {theirs.get(k)!r}, now {mine.get(k)!r}"
+                for k in sorted(mine.keys() | theirs.keys())
+                if theirs.get(k) != mine.get(k)
+            ]
             raise TutelageError(
-                f"{out} holds a comparison of another configuration ({'; '.join(changed[:4])}). Give another --out, or repeat the command with the "
-                "settings it was made with; nothing was changed."
+                f"{out} holds a comparison of another configuration ({'; '.join(changed[:4])}). Give another --out, or "
+                "repeat the command with the settings it was made with; nothing was changed."
             )
     elif out.exists() and any(out.iterdir()):
         raise TutelageError(f"{out} is not empty and holds no comparison. Give another --out; nothing was changed.")
@@ -265,15 +269,16 @@ def run_comparison(
 def make_league(comparison: Comparison, command: str) -> League:
     """The table and everything behind it."""
     run = comparison.run
-    by_row = {p.name: [comparison.records[(p.name, s)] for s in comparison.seeds] for p in comparison.plans}
+    records = {p.name: [comparison.records[(p.name, s)] for s in comparison.seeds] for p in comparison.plans}
+    by_row = cast("dict[str, list[Cell]]", records)
     base = by_row[run.baseline]
     names = {p.name: f"{p.arm.name} ({p.note})" if p.note else p.arm.name for p in comparison.plans}
     pairs = {p.after: p.name for p in comparison.plans if p.after}
     judged = league.judge_rows(by_row, names, run.baseline, pairs)
     target = run.target or league.choose_target(base)
     axis = "rollouts" if base[0]["totals"]["rollouts"] else "step"
-    until = comparison.budget[1] if comparison.budget[0] == "rollouts" else float(max(c["curve"][axis][-1] for c in base))
-    tasks = base[0]["tasks"]
+    until = comparison.budget[1] if comparison.budget[0] == "rollouts" else float(league.mean_curve(base, axis)[0][-1])
+    tasks = records[run.baseline][0]["tasks"]
     rows = [
         league.make_row(
             p.name, p.arm.name, p.note, p.kind, by_row[p.name], base, arm_names=tasks["arm_names"],
@@ -282,14 +287,16 @@ def make_league(comparison: Comparison, command: str) -> League:
         for p in comparison.plans
     ]  # fmt: skip
     drop = ("identity", "tasks")
-    return {
+    result: dict[str, Any] = {
         "title": _title(run), "command": command, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "budget": {"kind": comparison.budget[0], "amount": comparison.budget[1], "steps": int(max(c["totals"]["updates"] for c in base))},
-        "baseline": run.baseline, "seeds": comparison.seeds, "arm_names": tasks["arm_names"], "metric": "held-out accuracy", "target": target,
-        "rows": rows, "cells": [{k: v for k, v in c.items() if k not in drop} for cells in by_row.values() for c in cells],
+        "baseline": run.baseline, "seeds": comparison.seeds, "arm_names": tasks["arm_names"],
+        "metric": "held-out accuracy", "target": target,
+        "rows": rows, "cells": [{k: v for k, v in c.items() if k not in drop} for cells in records.values() for c in cells],
         "config": resolved(comparison), "versions": versions(), "machine": machine(),
         "notes": [judged[f"{row} : {other}"].sentence for row, other in pairs.items()],
-    }  # type: ignore[typeddict-item]  # fmt: skip
+    }  # fmt: skip
+    return cast(League, result)
 
 
 def _title(run: Run) -> str:

@@ -92,7 +92,9 @@ def parse_budget(text: str) -> tuple[BudgetKind, float]:
     """ "3000rollouts" as ("rollouts", 3000.0)."""
     found = _BUDGET.match(text)
     if not found or float(found[1]) <= 0:
-        raise TutelageError(f"Cannot read the budget {text!r}; write a positive number and its unit, such as 3000rollouts, 100updates or 600seconds.")
+        raise TutelageError(
+            f"Cannot read the budget {text!r}; write a positive number and its unit, such as 3000rollouts, 100updates or 600seconds."
+        )
     return found[2], float(found[1].replace("_", ""))  # type: ignore[return-value]
 
 
@@ -159,7 +161,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def make_run(file: Path | None, given: dict[str, Any], sets: list[str]) -> Run:
-    """The run that a YAML file, the command line's options (`given`, None where not typed) and `--set key=value` describe, in that order."""
+    """The run that a YAML file, typed options (`given`, None where not typed) and `--set key=value` describe, in that order."""
     values = read_yaml(file) if file else {}
     source = str(file) if file else "The command line"
     values |= {key: value for key, value in given.items() if value is not None}

@@ -54,7 +54,8 @@ def settings_of(run: Run, arm: Arm) -> dict[str, Any]:
     settings = {**COMMON_SETTINGS, **_device_settings(), **builtin, **run.settings, **arm.settings}
     if engine == "grpo" and settings.get("num_generations", 8) == 1:
         raise TutelageError(
-            "num_generations is 1: a group of one has no spread, so every advantage is 0 and nothing trains. Use a group of at least 2 (8 is usual)."
+            "num_generations is 1: a group of one has no spread, so every advantage is 0 and nothing trains. "
+            "Use a group of at least 2 (8 is usual)."
         )
     return settings
 
@@ -69,7 +70,7 @@ def _device_settings() -> dict[str, Any]:
 def plain_step(run: Run, arm: Arm) -> tuple[int, int]:
     """(tasks, rollouts) of one optimiser step without filtering; for SFT a task is an example and there are no rollouts."""
     settings = settings_of(run, arm)
-    config = {f.name: f.default for f in dataclasses.fields(config_class(engine_of(run, arm)))} | settings
+    config: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(config_class(engine_of(run, arm)))} | settings
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batch = int(config["per_device_train_batch_size"]) * int(config["gradient_accumulation_steps"]) * world
     if engine_of(run, arm) == "sft":
@@ -102,8 +103,8 @@ def load_model(run: Run) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TutelageError(
-            f"Cannot load the model {path!r}: {reason} Give a directory as save_pretrained writes it, or a name on the Hugging Face hub that "
-            "this machine can reach."
+            f"Cannot load the model {path!r}: {reason} Give a directory as save_pretrained writes it, or a name on the "
+            "Hugging Face hub that this machine can reach."
         ) from None
     finally:
         logging.enable_progress_bar()
@@ -116,7 +117,9 @@ def _check_model_directory(path: Path) -> None:
     present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     if not (path / "config.json").exists():
         raise TutelageError(f"{path} is not a model directory: it has no config.json (it holds {present}).")
-    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "vocab.txt")):
+    if not any(
+        (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "vocab.txt")
+    ):
         raise TutelageError(
             f"The model directory {path} has no tokenizer (it holds {present}). Save the tokenizer beside the model: "
             f"tokenizer.save_pretrained({str(path)!r})."

@@ -33,10 +33,15 @@ def held_out(pool: TaskPool, verifier: Verifier, tokenizer: Any, settings: Evalu
     from tutelage.tasks.loaders import to_dataset
 
     arms = pool.arms()
-    rows_M = np.sort(np.concatenate([arms.order_N[s : s + min(n, settings.tasks_per_arm)] for s, n in zip(arms.start_A, arms.size_A, strict=True)]))
+    rows_M = np.sort(
+        np.concatenate([arms.order_N[s : s + min(n, settings.tasks_per_arm)] for s, n in zip(arms.start_A, arms.size_A, strict=True)])
+    )
     prompts = to_dataset(pool, tokenizer)["prompt"]
     chat = bool(getattr(tokenizer, "chat_template", None))
-    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) if chat else p for p in (prompts[int(r)] for r in rows_M)]
+    texts = [
+        tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) if chat else p
+        for p in (prompts[int(r)] for r in rows_M)
+    ]
     return HeldOut(pool, rows_M.astype(np.int64), texts, chat, verifier, settings, max_new_tokens)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,9 +23,9 @@ def final(cell: Cell) -> float:
 def mean_curve(cells: Sequence[Cell], axis: str) -> tuple[np.ndarray, np.ndarray]:
     """(x, accuracy) averaged over seeds, evaluation by evaluation, as far as all seeds go."""
     length = min(len(c["curve"]["accuracy"]) for c in cells)
-    x = np.mean([c["curve"][axis][:length] for c in cells], axis=0)  # type: ignore[literal-required]
-    y = np.mean([c["curve"]["accuracy"][:length] for c in cells], axis=0)
-    return np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    curves: list[dict[str, Any]] = [{**c["curve"]} for c in cells]
+    x, y = (np.asarray([c[key][:length] for c in curves]).mean(axis=0) for key in (axis, "accuracy"))
+    return x, y
 
 
 def choose_target(baseline: Sequence[Cell]) -> float | None:
@@ -34,7 +34,9 @@ def choose_target(baseline: Sequence[Cell]) -> float | None:
     return round(float(y[0] + 0.9 * (y[-1] - y[0])), 4) if y[-1] > y[0] else None
 
 
-def judge_rows(cells: Mapping[str, Sequence[Cell]], names: Mapping[str, str], baseline: str, pairs: Mapping[str, str]) -> dict[str, Judgement]:
+def judge_rows(
+    cells: Mapping[str, Sequence[Cell]], names: Mapping[str, str], baseline: str, pairs: Mapping[str, str]
+) -> dict[str, Judgement]:
     """Verdicts on final accuracy, Holm over all comparisons of the command.
 
     Every row is compared with the baseline, and each row of `pairs` with a second opponent too (a filter at equal updates with uniform
@@ -62,21 +64,23 @@ def make_row(
     last_SA = np.array([c["curve"]["by_arm"][-1] for c in cells], dtype=float)
     mean_A = last_SA.mean(axis=0)
     finals = [final(c) for c in cells]
-    told = {"difference": None, "interval": None, "p": None, "p_holm": None, "verdict": "baseline", "sentence": ""}
+    told: dict[str, Any] = {"difference": None, "interval": None, "p": None, "p_holm": None, "verdict": "baseline", "sentence": ""}
     if judgement is not None:
         j = asdict(judgement)
         told = {
             "difference": j["mean"], "interval": [j["low"], j["high"]], "p": j["p"], "p_holm": j["p_holm"],
             "verdict": "control" if kind == "control" else j["verdict"], "sentence": j["sentence"],
         }  # fmt: skip
-    return {
+    row: dict[str, Any] = {
         "name": name, "label": label, "note": note, "kind": kind, "seeds": len(cells),
         "final": float(np.mean(finals)), "final_sd": float(np.std(finals, ddof=1)) if len(finals) > 1 else math.nan,
         "worst_arm": float(mean_A.min()), "worst_arm_name": arm_names[int(mean_A.argmin())], "hardest": float(mean_A[hardest_A].mean()),
         "area": _area(cells, axis, until),
-        "rollouts_to_target_ratio": _ratio(cells, baseline, axis, target), "seconds_to_target_ratio": _ratio(cells, baseline, "seconds", target),
+        "rollouts_to_target_ratio": _ratio(cells, baseline, axis, target),
+        "seconds_to_target_ratio": _ratio(cells, baseline, "seconds", target),
         **told, "cost": {k: _mean_cost(cells, k) for k in COSTS},
-    }  # type: ignore[return-value]  # fmt: skip
+    }  # fmt: skip
+    return cast(Row, row)
 
 
 def _area(cells: Sequence[Cell], axis: str, until: float) -> float:

@@ -56,7 +56,9 @@ class Display:
         self.meter = Meter(comparison.cells, done)
         kept = f", {done} of them finished earlier" if done else ""
         rows = ", ".join(p.name for p in comparison.plans)
-        self.console.print(f"{rows}\n{comparison.cells} runs ({len(comparison.seeds)} seeds each{kept}) → {comparison.out}", highlight=False)
+        self.console.print(
+            f"{rows}\n{comparison.cells} runs ({len(comparison.seeds)} seeds each{kept}) → {comparison.out}", highlight=False
+        )
         if done < comparison.cells and self.console.is_terminal:
             columns = (TextColumn("{task.description}", justify="left"), BarColumn(24), TextColumn("{task.fields[words]}"))
             self.bars = Progress(*columns, console=self.console, transient=True)
@@ -85,7 +87,8 @@ class Display:
             self.bars.remove_task(self.lines.pop(job.name))
             self._overall()
         self.console.print(
-            f"{self.meter.done:>3}/{self.meter.cells}  {job.row}, seed {job.seed}: held-out {_number(accuracy)} after {duration(seconds)}; {self.meter.left}",
+            f"{self.meter.done:>3}/{self.meter.cells}  {job.row}, seed {job.seed}: held-out {_number(accuracy)} "
+            f"after {duration(seconds)}; {self.meter.left}",
             highlight=False,
         )
 

@@ -37,19 +37,32 @@ Made by `{command}` with {versions}.
 def plan(run: Run, out: Path | None) -> tuple[Job, Path]:
     """The one cell that a run file describes, and where it goes."""
     if len(run.arms) > 1:
-        raise TutelageError(f"train runs one arm; this run names {len(run.arms)}: {', '.join(a.name for a in run.arms)}. Choose one with --arm, or use compare.")
+        raise TutelageError(
+            f"train runs one arm; this run names {len(run.arms)}: {', '.join(a.name for a in run.arms)}. "
+            "Choose one with --arm, or use compare."
+        )
     arm = run.arms[0] if run.arms else parse_arm("uniform")
     engine = engines.engine_of(run, arm)
     check_settings({**run.settings, **arm.settings}, engine)
     _, per_step = engines.plain_step(run, arm)
-    budget = parse_budget(run.budget) if run.budget else (("updates", float(run.steps)) if engine == "sft" else ("rollouts", float(run.steps * per_step)))
-    job = Job(arm.name, arm, 0, budget)  # type: ignore[arg-type]
+    budget = (
+        parse_budget(run.budget)
+        if run.budget
+        else (("updates", float(run.steps)) if engine == "sft" else ("rollouts", float(run.steps * per_step)))
+    )
+    job = Job(arm.name, arm, 0, budget)
     return job, out or Path(f"{default_out(run)}-{arm.name.replace(':', '-')}")
 
 
 def resolved(run: Run, job: Job, folder: Path) -> dict[str, Any]:
     settings = engines.settings_of(run, job.arm)
-    return {**run.model_dump(mode="json"), "arms": [job.arm.model_dump(mode="json")], "budget": list(job.budget), "settings": settings, "out": str(folder)}
+    return {
+        **run.model_dump(mode="json"),
+        "arms": [job.arm.model_dump(mode="json")],
+        "budget": list(job.budget),
+        "settings": settings,
+        "out": str(folder),
+    }
 
 
 def train(run: Run, job: Job, folder: Path, *, command: str, console: Any) -> dict[str, Any]:
@@ -57,14 +70,19 @@ def train(run: Run, job: Job, folder: Path, *, command: str, console: Any) -> di
     identity = digest({"run": shared(run), "arm": job.arm.model_dump(mode="json"), "budget": list(job.budget)})
     stored = folder / "run.json"
     if stored.exists() and json.loads(stored.read_text())["identity"] != identity:
-        raise TutelageError(f"{folder} holds a run of another configuration. Give another --out, or repeat the command it was made with; nothing was changed.")
+        raise TutelageError(
+            f"{folder} holds a run of another configuration. Give another --out, or repeat the command "
+            "it was made with; nothing was changed."
+        )
     if not stored.exists() and folder.exists() and any(folder.iterdir()):
         raise TutelageError(f"{folder} is not empty and holds no run. Give another --out; nothing was changed.")
     if (folder / "training.json").exists():
         console.print(f"{folder} is finished already.", highlight=False)
         return json.loads((folder / "training.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(stored, json.dumps({"identity": identity, "resolved": resolved(run, job, folder), "command": command}, indent=1, default=str))
+    atomic_write(
+        stored, json.dumps({"identity": identity, "resolved": resolved(run, job, folder), "command": command}, indent=1, default=str)
+    )
     bench = Bench(run)
     with _bar(console) as tell:
         trainer, observer = train_cell(bench, job, folder / "checkpoints", tell)
@@ -108,7 +126,8 @@ def _card(run: Run, job: Job, record: dict[str, Any], bench: Bench, command: str
     totals = record["totals"]
     return CARD.format(
         engine=engines.engine_of(run, job.arm), curriculum=job.arm.curriculum, title=f"{Path(run.model).name} after {job.arm.name}",
-        model=run.model, tasks=", ".join(run.tasks), parameters=", ".join(f"{k}={v}" for k, v in job.arm.parameters.items()) or "its defaults",
+        model=run.model, tasks=", ".join(run.tasks),
+        parameters=", ".join(f"{k}={v}" for k, v in job.arm.parameters.items()) or "its defaults",
         before=record["curve"]["accuracy"][0], after=record["curve"]["accuracy"][-1], arms=rows, updates=totals["updates"],
         rollouts=totals["rollouts"], tokens=totals["tokens"], seconds=duration(totals["seconds"]), verifier=bench.tasks.verifier_spec,
         command=command, versions=", ".join(f"{k} {v}" for k, v in versions().items()),

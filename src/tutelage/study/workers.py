@@ -78,8 +78,8 @@ def _next_event(events: Any, running: dict[int, Job]) -> Event:
                 names = ", ".join(job.name for job in running.values())
                 return (
                     "error", -1,
-                    f"A worker process died without a word (killed, or out of memory) while running {names}. Cells that finished are kept; run "
-                    "the same command again to go on, with fewer --jobs if memory is short.",
+                    f"A worker process died without a word (killed, or out of memory) while running {names}. "
+                    "Cells that finished are kept; run the same command again to go on, with fewer --jobs if memory is short.",
                 )  # fmt: skip
 
 
