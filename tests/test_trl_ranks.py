@@ -127,7 +127,7 @@ def test_two_ranks_decide_as_one(tmp_path: Path, name: str, share: int, options:
     assert first["ledger"] == second["ledger"]
     assert len(first["batches"]) == len(alone["batches"])
     for mine, other, whole in zip(first["batches"], second["batches"], alone["batches"], strict=True):
-        assert mine[0] + other[0] == whole[0]
+        assert mine[0] + other[0] == whole[0]  # the very prompts, in the order of ranks
         np.testing.assert_allclose(mine[1] + other[1], whole[1], atol=1e-6)
         assert mine[2] == other[2] == mine[3] + other[3]
 

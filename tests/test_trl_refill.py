@@ -139,6 +139,22 @@ def test_batch_scaled_advantages_are_recomputed(tmp_path: Path) -> None:
     np.testing.assert_allclose(batch["advantages"].numpy(), expected.ravel(), atol=1e-5)
 
 
+def test_a_first_reward_that_turns_out_to_be_no_judgement(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def growing(completions: list[str], **columns: Any) -> list[float]:
+        calls.append(1)
+        return [0.3 * len(calls) * (i % 4) for i in range(len(completions))]
+
+    trainer = make(tmp_path, Admit(tiny.tasks()[1], "x..x.x.x"), reward=growing)
+    seen: list[Any] = []
+    trainer.lesson_callbacks = (seen.append,)
+    lesson(trainer)
+    assert [x.outcomes.solved_NG is None for x in seen] == [False, True]
+    assert trainer._metrics["train"]["curriculum/acceptance"] == [0.5]
+    assert "curriculum/rejected_easy" not in trainer._metrics["train"]
+
+
 def test_surplus_is_dropped_and_counted(tmp_path: Path) -> None:
     trainer = make(tmp_path, Admit(tiny.tasks()[1], "xxx.xxxx"))
     lesson(trainer)

@@ -89,20 +89,20 @@ def answer_wants(trainer: GRPOLessons) -> None:
             f"The curriculum {trainer.curriculum.name!r} wants the signals {', '.join(wants.signals)}; GRPO measures attempts: solved, "
             "kind, reward and length. Use it with trl.SFTTrainer, which measures loss and entropy, or without those signals."
         )
-    attempts, world = wants.attempts, trainer.accelerator.num_processes
+    rows_N, attempts, world = np.asarray(wants.rows_N, dtype=np.int64), wants.attempts, trainer.accelerator.num_processes
     size = world * max(trainer.args.generation_batch_size // (attempts * world), 1)
     parts: list[dict[str, NDArray[Any]]] = []
     with trainer.unlogged():
-        for start in range(0, len(wants.rows_N), size):
-            rows_M = wants.rows_N[start : start + size]
-            padded_M = np.concatenate([rows_M, np.repeat(rows_M[-1:], -len(rows_M) % world)])  # whole shares; the copies are not looked at
+        for start in range(0, len(rows_N), size):
+            rows_M = rows_N[start : start + size]
+            padded_M = np.concatenate([rows_M, np.repeat(rows_M[-1:], -len(rows_M) % world)])  # equal shares; copies are not looked at
             columns = trainer.roll_out(padded_M, attempts).columns
             parts.append({name: value[: len(rows_M)] for name, value in columns.items()})
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     _check_judgement(trainer, joined)
     trainer.ledger.probe_rollouts += joined["length"].size
     trainer.ledger.rollouts += joined["length"].size
-    trainer.ledger.tokens += int(joined.pop("length").sum())
+    trainer.ledger.tokens += int(joined["length"].sum())
     tell_probe(trainer, wants, {name: value for name, value in joined.items() if name not in ("ended", "advantage")})
 
 
@@ -125,7 +125,7 @@ def tell_probe(trainer: Lessons, wants: Wants, fields: dict[str, Any]) -> None:
 
 
 def _check_judgement(trainer: GRPOLessons, columns: dict[str, NDArray[Any]]) -> None:
-    """Drop `solved` where nobody named a judge and the first reward is no judgement; raise if the curriculum needs one."""
+    """Drop `solved`, for good, where nobody named a judge and the first reward is none; raise if the curriculum needs one."""
     if trainer.judge.given is not None or "solved" not in columns:
         return
     low, high = np.nanmin(columns["solved"], initial=0.0), np.nanmax(columns["solved"], initial=1.0)
@@ -138,3 +138,4 @@ def _check_judgement(trainer: GRPOLessons, columns: dict[str, NDArray[Any]]) -> 
             "Say which reward function is the verifier, or give one: with_curriculum(...)(..., solved='its_name' or a function)."
         )
     del columns["solved"]
+    trainer.judge.column = None

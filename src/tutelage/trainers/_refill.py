@@ -93,6 +93,7 @@ def assemble(trainer: GRPOLessons, rounds: Sequence[Rollouts], choice: Choice, m
     batch["num_items_in_batch"] = trainer.accelerator.gather(mask.sum()).sum()
     if not live_B.all():
         batch["live"] = alive_B[local]
+        reward_BF[~alive_B] = torch.nan
         if trainer.loss_type in PER_SAMPLE:
             batch["loss_scale"] = torch.tensor(float(len(live_B) / live_B.sum()), device=mask.device)
     told = reward_metrics(reward_BF[alive_B], trainer.reward_weights, trainer.reward_func_names, std_L)
@@ -140,7 +141,7 @@ def _admitted(rounds: Sequence[Taught]) -> NDArray[np.bool_]:
 
 def _solved(rounds: Sequence[Taught]) -> NDArray[np.float64] | None:
     """Pass rates of all groups drawn (M,), 0 where unscorable; None without a judgement."""
-    if "solved" not in rounds[0].rollouts.columns:
+    if any("solved" not in taught.rollouts.columns for taught in rounds):
         return None
     solved_MG = np.concatenate([taught.rollouts.columns["solved"] for taught in rounds])
     known_M = (~np.isnan(solved_MG)).sum(axis=1)
@@ -172,8 +173,8 @@ def _account(trainer: GRPOLessons, rounds: Sequence[Taught], choice: Choice, adm
     length_MG = np.concatenate([taught.rollouts.columns["length"] for taught in rounds])
     trainer.ledger.rejected_rollouts += (len(admitted_M) - len(trained_N)) * attempts
     trainer.ledger.training_tokens += int(length_MG[trained_N].sum())
-    metrics = {"acceptance": float(admitted_M.mean())}
-    rate_M = _solved(rounds)
+    metrics = {"acceptance": float(admitted_M.mean())} if trainer.curriculum.filters else {}
+    rate_M = _solved(rounds) if metrics else None
     if rate_M is not None:
         metrics["rejected_easy"] = float((~admitted_M & (rate_M > 0.5)).mean())
         metrics["rejected_hard"] = float((~admitted_M & (rate_M <= 0.5)).mean())

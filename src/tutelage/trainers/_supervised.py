@@ -76,15 +76,16 @@ def answer_wants(trainer: SFTLessons) -> None:
         )
     rank, world = trainer.shares
     share = trainer.args.per_device_train_batch_size
-    rows_M = np.concatenate([wants.rows_N, np.repeat(wants.rows_N[-1:], -len(wants.rows_N) % (world * share))])
+    rows_N = np.asarray(wants.rows_N, dtype=np.int64)
+    rows_M = np.concatenate([rows_N, np.repeat(rows_N[-1:], -len(rows_N) % (world * share))])
     trainer.model.eval()
     with torch.no_grad():
         parts = [measure(trainer, rows_b) for rows_b in rows_M.reshape(-1, world, share)[:, rank]]
     trainer.model.train()
-    table = torch.cat([trainer.accelerator.gather(part) for part in parts])[: len(wants.rows_N)]
+    table = torch.cat([trainer.accelerator.gather(part) for part in parts])[: len(rows_N)]
     loss_N, entropy_N, length_N = table.double().cpu().numpy().T
-    trainer.ledger.rollouts += len(wants.rows_N)
-    trainer.ledger.probe_rollouts += len(wants.rows_N)
+    trainer.ledger.rollouts += len(rows_N)
+    trainer.ledger.probe_rollouts += len(rows_N)
     trainer.ledger.tokens += int(length_N.sum())
     tell_probe(trainer, wants, fields_of(loss_N, entropy_N, length_N))
 

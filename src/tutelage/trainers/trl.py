@@ -53,7 +53,8 @@ def with_curriculum(base: type) -> type:
     Returns:
         A subclass whose constructor takes, beside everything `base` takes:
 
-        - `curriculum`: what the model learns next, over a pool whose row i is row i of `train_dataset`. None trains exactly as `base` does.
+        - `curriculum`: what the model learns next, over a pool whose row i is row i of `train_dataset`. None trains exactly as `base` does;
+          what else is said here of lessons has then no effect.
         - `objective`: a loss in place of TRL's, see `tutelage.objectives`. Losses that TRL has are left to TRL (`loss_type`).
         - `lesson_callbacks`: functions `f(lesson: Lesson)`, called on rank 0 after every lesson.
 
