@@ -223,6 +223,26 @@ def test_subclass_of_a_user(tmp_path: Path) -> None:
     assert Mine.calls == 4
 
 
+def test_a_shuffled_data_set_is_noticed(tmp_path: Path) -> None:
+    data, pool = tiny.tasks()
+
+    def make(keys: list[Any], pool: tt.TaskPool = pool) -> Any:
+        return Trainer(
+            tiny.model(), tiny.digits, args=tiny.grpo_config(tmp_path), train_dataset=data.add_column("key", keys),
+            processing_class=tiny.tokenizer(), curriculum=tt.curriculum("sec", pool),
+        )  # fmt: skip
+
+    make(list(range(24)))
+    make([f"question {i}" for i in range(24)])  # some other key
+    make([100 + i for i in range(24)])
+    named = tt.TaskPool(key=[f"k{i}" for i in range(24)])
+    make([f"k{i}" for i in range(24)], named)
+    with pytest.raises(TutelageError, match=r"Row 0 of train_dataset has the key 'k1' and row 0 of the curriculum's pool the key .*'k0'"):
+        make([f"k{(i + 1) % 24}" for i in range(24)], named)
+    with pytest.raises(TutelageError, match="shuffled or sorted"):
+        make([23 - i for i in range(24)])
+
+
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     data, pool = tiny.tasks()
     with pytest.raises(TutelageError, match=r"pool has 24 tasks and train_dataset 23 rows"):

@@ -191,6 +191,10 @@ def test_what_cannot_be_taught_says_so(tmp_path: Path) -> None:
         make(tmp_path, Steep(pool()), shuffle_dataset=True)
     with pytest.raises(TutelageError, match="train_sampling_strategy of SFTConfig"):
         make(tmp_path, Steep(pool()), train_sampling_strategy="group_by_length")
+    with pytest.raises(TutelageError, match="auto_find_batch_size of SFTConfig"):
+        make(tmp_path, Steep(pool()), auto_find_batch_size=True)
+    with pytest.raises(TutelageError, match="packing of SFTConfig"):
+        make(tmp_path, Steep(pool()), packing=True, packing_strategy="wrapped", max_length=8)
     with pytest.raises(TutelageError, match="padding_free"):
         make(tmp_path, Steep(pool()), padding_free=True, max_length=None)
     with pytest.raises(TutelageError, match="pool has 9 tasks and train_dataset 20 rows"):

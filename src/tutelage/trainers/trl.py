@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from tutelage.curricula._base import Curriculum
 from tutelage.errors import TutelageError, missing_extra
 from tutelage.trainers.ledger import Ledger, Lesson
@@ -135,7 +137,11 @@ class Lessons(Engine):
         super().__init__(*args, **kwargs)
         self.callback_handler.callbacks.insert(0, _CountUpdates(self.ledger))
         if curriculum is not None:
+            self.check_settings()
             _check_pool(curriculum, self.train_dataset)
+
+    def check_settings(self) -> None:
+        """Raise if a setting of the engine cannot go with a curriculum."""
 
     def check_fit(self, curriculum: Curriculum) -> None:
         """Raise if the engine cannot give what the curriculum needs."""
@@ -181,12 +187,14 @@ class GRPOLessons(Lessons, GRPOEngine):
         super().__init__(*args, **kwargs)
         if self.curriculum is not None:
             self.judge = Judge(solved, self.reward_funcs, self.reward_func_names)
-            if self.num_generations < 2:
-                raise TutelageError("num_generations=1 leaves no group to compare within: every advantage is 0. Set it to at least 2.")
         if self.objective is not None:
             columns = _objective.GRPO_COLUMNS | ({"ref_logp_BT"} if self.beta else frozenset())
             hint = "For ref_logp_BT give GRPOConfig a beta above 0, so that TRL computes it; the objective's own coefficient counts."
             _objective.check_columns(self.objective, columns, "GRPO", hint)
+
+    def check_settings(self) -> None:
+        if self.num_generations < 2:
+            raise TutelageError("num_generations=1 leaves no group to compare within: every advantage is 0. Set it to at least 2.")
 
     @property
     def groups_per_batch(self) -> int:
@@ -223,15 +231,16 @@ class SFTLessons(Lessons, SFTEngine):
             self.loss_is_scaled_for_ga = True  # the objective divides by the whole step's counts itself
             hint = "Use it with GRPO, or take an objective of log-likelihoods."
             _objective.check_columns(self.objective, _objective.SFT_COLUMNS, "SFT", hint)
-        if self.curriculum is not None:
-            wrong = {"packing": self.args.packing, "padding_free": self.args.padding_free, "shuffle_dataset": self.args.shuffle_dataset}
-            given = [name for name, value in wrong.items() if value]
-            given += ["train_sampling_strategy"] if self.args.train_sampling_strategy != "random" else []
-            if given:
-                raise TutelageError(
-                    f"A curriculum chooses whole rows by number and needs each example's own loss; {', '.join(given)} of SFTConfig would "
-                    "join or reorder them. Leave these settings at their defaults."
-                )
+
+    def check_settings(self) -> None:
+        names = ("packing", "padding_free", "shuffle_dataset", "auto_find_batch_size")
+        given = [name for name in names if getattr(self.args, name)]
+        given += ["train_sampling_strategy"] if self.args.train_sampling_strategy != "random" else []
+        if given:
+            raise TutelageError(
+                f"A curriculum chooses whole rows by number and needs each example's own loss; {', '.join(given)} of SFTConfig would "
+                "join, reorder or repeat them. Leave these settings at their defaults."
+            )
 
     def check_fit(self, curriculum: Curriculum) -> None:
         super().check_fit(curriculum)
@@ -289,4 +298,22 @@ def _check_pool(curriculum: Curriculum, dataset: Any) -> None:
             f"The curriculum's pool has {len(curriculum.pool):,} tasks and train_dataset {len(dataset):,} rows; row i of the pool must be "
             "row i of the data set. Likely cause: the data set was filtered, shuffled or split after the pool was made. Make the pool from "
             "the very data set that is trained on: TaskPool.from_dataset(dataset, ...)."
+        )
+    if "key" in dataset.column_names:
+        _check_order(curriculum, dataset)
+
+
+def _check_order(curriculum: Curriculum, dataset: Any) -> None:
+    """Compare keys at a thousand places, where the data set has them (`to_dataset` puts them in)."""
+    rows_M = np.unique(np.linspace(0, len(dataset) - 1, 1000).astype(np.int64))
+    key_M = np.asarray(list(dataset.select(rows_M)["key"]))
+    if key_M.dtype.kind != curriculum.pool.key_N.dtype.kind or not np.isin(key_M, curriculum.pool.key_N).all():
+        return  # a column of that name which means something else
+    wrong_M = rows_M[key_M != curriculum.pool.key_N[rows_M]]
+    if len(wrong_M):
+        row = int(wrong_M[0])
+        raise TutelageError(
+            f"Row {row} of train_dataset has the key {str(dataset[row]['key'])!r} and row {row} of the curriculum's pool the key "
+            f"{str(curriculum.pool.key_N[row])!r}; they must be in the same order. Likely cause: the data set was shuffled or sorted after "
+            "the pool was made. Leave the order to the curriculum, or make the pool anew."
         )
