@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -161,6 +162,43 @@ def pass_rates(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task
     return rates
 
 
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags: [tutelage, reasoning-gym]
+---
+
+# The built-in student of tutelage
+
+A stock Llama of {parameters:.2f} million parameters (4 layers, width 192, 6 heads) for comparing teaching methods on a laptop. It
+answers eight reasoning-gym families directly, without a chain of thought, and knows nothing else.
+
+Made by `scripts/make_student.py` from the seed {seed}: {steps:,} steps of {batch} freshly generated samples ({tokens:.1f} million tokens), the
+answer's cross-entropy only, constant learning rate with a linear fall over the last {decay:,} steps, one thread in bfloat16
+autocast. Its tokenizer knows single characters, and each family's fixed wording as one token. Questions whose hash falls in the
+held-out eighth (`tutelage.tasks.reasoning_gym.is_heldout`) were never shown; the rates below are measured on them alone.
+
+## What it can do
+
+Held-out pass rate at temperature 1 (50 tasks, 8 attempts), and greedy (100 tasks) in brackets, by level:
+
+| family | 1 | 2 | 3 | 4 |
+|---|---|---|---|---|
+{rows}
+
+Licence: Apache-2.0. The questions come from reasoning-gym's generators (Apache-2.0).
+"""
+
+
+def card(record: dict[str, Any], parameters: int) -> str:
+    """The model card of a training record."""
+    pairs = {f: zip(record["sampled"][f], record["greedy"][f], strict=True) for f in record["sampled"]}
+    rows = "\n".join(f"| {f} | " + " | ".join(f"{s:.2f} ({g:.2f})" for s, g in levels) + " |" for f, levels in pairs.items())
+    numbers = {"tokens": record["tokens"] / 1e6, "parameters": parameters / 1e6, "batch": record["samples"] // record["steps"]}
+    return CARD.format(**(record | numbers), rows=rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -208,8 +246,17 @@ def main() -> None:
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     greedy, sampled = pass_rates(model, tokenizer, 100, 1), pass_rates(model, tokenizer, 50, 8)
-    record = {"seed": SEED, "steps": args.steps, "samples": args.steps * args.batch, "tokens": seen, "greedy": greedy, "sampled": sampled}
+    record = {
+        "seed": SEED,
+        "steps": args.steps,
+        "decay": args.decay,
+        "samples": args.steps * args.batch,
+        "tokens": seen,
+        "greedy": greedy,
+        "sampled": sampled,
+    }
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.out / "README.md").write_text(card(record, sum(p.numel() for p in model.parameters())))
 
 
 if __name__ == "__main__":
