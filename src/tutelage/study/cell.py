@@ -283,7 +283,7 @@ def _resumable(folder: Path) -> Path | None:
     """The newest complete checkpoint whose observations stand beside it."""
     if not any(folder.glob("checkpoint-*")):
         return None
-    from tutelage.trainers._checkpoint import complete_checkpoints
+    from tutelage.trainers.trl import complete_checkpoints
 
     found = [c for c in complete_checkpoints(folder) if (folder / f"observer-{c.name.split('-')[-1]}.json").exists()]
     return found[-1] if found else None

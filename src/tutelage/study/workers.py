@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,7 +111,8 @@ def _workers(run: Run, folder: Path, jobs: int) -> Iterator[tuple[list[Any], Any
 
 
 def _work(worker: int, run: Run, folder: Path, threads: int, inbox: Any, events: Any) -> None:
-    """A worker's life: import once, then run cells until told to stop."""
+    """A worker's life: import once, then run cells until told to stop, or until the parent is gone."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         quiet()
         import torch
@@ -128,6 +130,14 @@ def _work(worker: int, run: Run, folder: Path, threads: int, inbox: Any, events:
         pass
     except BaseException:
         events.put(("error", worker, f"A worker failed unexpectedly; this is a bug or a broken environment.\n{traceback.format_exc()}"))
+
+
+def _leave_with_parent() -> None:
+    """A killed parent cannot stop its workers, so they watch it: no orphan trains on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def quiet() -> None:
