@@ -174,8 +174,8 @@ tags: [tutelage, reasoning-gym]
 A stock Llama of {parameters:.2f} million parameters (4 layers, width 192, 6 heads) for comparing teaching methods on a laptop. It
 answers eight reasoning-gym families directly, without a chain of thought, and knows nothing else.
 
-Made by `scripts/make_student.py` from the seed {seed}: {steps:,} steps of {batch} freshly generated samples ({tokens:.1f} million tokens), the
-answer's cross-entropy only, constant learning rate with a linear fall over the last {decay:,} steps, one thread in bfloat16
+Made by `scripts/make_student.py` from the seed {seed}: {steps:,} steps of {batch} freshly generated samples ({tokens:.1f} million
+tokens), the answer's cross-entropy only, constant learning rate with a linear fall over the last {decay:,} steps, one thread in bfloat16
 autocast. Its tokenizer knows single characters, and each family's fixed wording as one token. Questions whose hash falls in the
 held-out eighth (`tutelage.tasks.reasoning_gym.is_heldout`) were never shown; the rates below are measured on them alone.
 

@@ -26,7 +26,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
     tiny.model().save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
-    rows = [{"question": f"{i} + {j} =", "answer": f"It is {i + j}.\n#### {i + j}", "level": f"l{i % 2}"} for i in range(8) for j in range(8)]
+    rows = []
+    for i, j in ((i, j) for i in range(8) for j in range(8)):
+        rows.append({"question": f"{i} + {j} =", "answer": f"It is {i + j}.\n#### {i + j}", "level": f"l{i % 2}"})
     (folder / "tasks.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder
 
@@ -160,7 +162,8 @@ def test_bad_input_is_one_clear_paragraph(place: Path, tmp_path: Path, change: s
     shutil.copytree(place / "model", tmp_path / "model")
     lines = (place / "tasks.jsonl").read_text().splitlines(keepends=True)
     options = ["--set", "columns.arm=level"]
-    (tmp_path / "judge.py").write_text("def raising(text, task):\n    raise RuntimeError('no')\n\ndef nan(text, task):\n    return float('nan')\n")
+    judge = "def raising(text, task):\n    raise RuntimeError('no')\n\ndef nan(text, task):\n    return float('nan')\n"
+    (tmp_path / "judge.py").write_text(judge)
     match change:
         case "no_tokenizer":
             for name in ("tokenizer.json", "tokenizer_config.json"):

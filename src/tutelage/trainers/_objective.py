@@ -102,7 +102,7 @@ def _weighed(trainer: Any, batch: Mapping[str, Tensor], counts: Mapping[str, Ten
 
 def _own_advantages(trainer: GRPOLessons, batch: Batch, mask_BT: Tensor, reward_B: Tensor, attempts: int) -> Tensor:
     """The objective's advantages of all processes' samples, (B,), or (B, T) for kinds that are per token."""
-    needed = getattr(trainer.objective, "advantage_requires", frozenset())
+    needed: frozenset[str] = getattr(trainer.objective, "advantage_requires", frozenset())
     if "old_logp_BT" in needed and "old_per_token_logps" not in batch:  # TRL leaves it out where every step is on-policy
         with torch.no_grad():
             batch["old_per_token_logps"] = trainer.token_columns(trainer.model, batch, trainer.args.per_device_train_batch_size)[0]

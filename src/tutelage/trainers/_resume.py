@@ -58,7 +58,7 @@ def take_up(trainer: Lessons, given: bool | str) -> str:
 
 
 def _find(run: Path, given: bool | str) -> tuple[Path, dict[str, str]]:
-    if given is not True:
+    if not isinstance(given, bool):
         reason = _checkpoint.flaw(Path(given)) if Path(given).is_dir() else "there is no such folder"
         if reason is not None:
             raise TutelageError(

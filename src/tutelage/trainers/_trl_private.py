@@ -210,6 +210,8 @@ class GRPOEngine(Engine):
     """The seam in `trl.GRPOTrainer`: generation is ours to start, and what comes back is ours to see."""
 
     judge: Judge
+    num_generations: int
+    _logs: Any
     _heard: _Heard | None = None
 
     def next_batch(self) -> Batch:
