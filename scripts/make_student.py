@@ -26,6 +26,8 @@ from tutelage.tasks.families import BUILTIN_LEVELS
 from tutelage.tasks.reasoning_gym import generate, is_heldout
 
 SEED = 20260301
+GUESSES = 0.35
+"""In the last stage this share of the answers shown is another question's: the student learns to guess, as base models do."""
 ROW_LENGTH = 160
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>{% generation %}{{ m['content'] }}<|end|>{% endgeneration %}"
@@ -80,17 +82,25 @@ def make_model(vocabulary: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def samples(tokenizer: PreTrainedTokenizerFast, step: int) -> Iterator[tuple[list[int], int]]:
-    """Endless (token ids, prompt length) of one chunk of training, mixed over all families and levels."""
+def samples(tokenizer: PreTrainedTokenizerFast, step: int, guesses: float) -> Iterator[tuple[list[int], int]]:
+    """Endless (token ids, prompt length) of one chunk of training, mixed over all families and levels.
+
+    A share of `guesses` comes with the answer of the arm's question before it.
+    """
     rng = random.Random(SEED + step)
     arms = [(f, level) for f, levels in BUILTIN_LEVELS.items() for level in levels]
     streams = [generate(f, level, SEED + 1 + step, chunk=64) for f, level in arms]
+    before = [next(stream)["answer"] for stream in streams] if guesses else []
     while True:
-        row = next(streams[rng.randrange(len(arms))])
+        arm = rng.randrange(len(arms))
+        row = next(streams[arm])
         if is_heldout(row["question"]):
             continue
+        shown = row["answer"]
+        if guesses:
+            shown, before[arm] = before[arm] if rng.random() < guesses else shown, shown
         prompt = tokenizer(f"<|user|>{row['question']}<|assistant|>", add_special_tokens=False)["input_ids"]
-        answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        answer = tokenizer(shown, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         if len(prompt) + len(answer) <= ROW_LENGTH:
             yield prompt + answer, len(prompt)
 
@@ -176,8 +186,10 @@ answers eight reasoning-gym families directly, without a chain of thought, and k
 
 Made by `scripts/make_student.py` from the seed {seed}: {steps:,} steps of {batch} freshly generated samples ({tokens:.1f} million
 tokens), the answer's cross-entropy only, constant learning rate with a linear fall over the last {decay:,} steps, one thread in bfloat16
-autocast. Its tokenizer knows single characters, and each family's fixed wording as one token. Questions whose hash falls in the
-held-out eighth (`tutelage.tasks.reasoning_gym.is_heldout`) were never shown; the rates below are measured on them alone.
+autocast. In {guess_steps} further steps 35 % of the answers shown are those of another question of the same kind, so that the student
+guesses as base models do: its samples are worse than its greedy answers, and reinforcement has something to sharpen. Its tokenizer
+knows single characters, and each family's fixed wording as one token. Questions whose hash falls in the held-out eighth
+(`tutelage.tasks.reasoning_gym.is_heldout`) were never shown; the rates below are measured on them alone.
 
 ## What it can do
 
@@ -195,7 +207,11 @@ def card(record: dict[str, Any], parameters: int) -> str:
     """The model card of a training record."""
     pairs = {f: zip(record["sampled"][f], record["greedy"][f], strict=True) for f in record["sampled"]}
     rows = "\n".join(f"| {f} | " + " | ".join(f"{s:.2f} ({g:.2f})" for s, g in levels) + " |" for f, levels in pairs.items())
-    numbers = {"tokens": record["tokens"] / 1e6, "parameters": parameters / 1e6, "batch": record["samples"] // record["steps"]}
+    numbers = {
+        "tokens": record["tokens"] / 1e6,
+        "parameters": parameters / 1e6,
+        "batch": record["samples"] // (record["steps"] + record["guess_steps"]),
+    }
     return CARD.format(**(record | numbers), rows=rows)
 
 
@@ -205,6 +221,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and log; a run there is continued")
     parser.add_argument("--steps", type=int, default=3100)
     parser.add_argument("--decay", type=int, default=850, help="steps over which the learning rate falls to zero at the end")
+    parser.add_argument("--guess-steps", type=int, default=250, help="steps of the last stage, in which a share of the answers is wrong")
+    parser.add_argument("--guess-lr", type=float, default=5e-4)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=2e-3)
     args = parser.parse_args()
@@ -222,13 +240,18 @@ def main() -> None:
         first, seen = state["step"], state["seen"]
     model.train()
     started, chunk = time.time(), 250
-    for step in range(first, args.steps):
-        if step == first or step % chunk == 0:
-            stream = samples(tokenizer, step)
+    total = args.steps + args.guess_steps
+    for step in range(first, total):
+        guessing = step >= args.steps
+        if step in (first, args.steps) or step % chunk == 0:
+            stream = samples(tokenizer, step, GUESSES if guessing else 0.0)
         batch = pack([next(stream) for _ in range(args.batch)])
         seen += int((batch["position"] > 0).sum()) + args.batch
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 200, (args.steps - step) / args.decay)
+            if guessing:
+                group["lr"] = args.guess_lr * (total - step) / args.guess_steps
+            else:
+                group["lr"] = args.lr * min(1.0, (step + 1) / 200, (args.steps - step) / args.decay)
         loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -237,7 +260,7 @@ def main() -> None:
         done = step + 1
         if done % 50 == 0:
             print(f"step {done} loss {loss.item():.4f} tokens {seen / 1e6:.1f}M {time.time() - started:.0f}s", flush=True)
-        if done % chunk == 0 or done == args.steps:
+        if done % chunk == 0 or done in (args.steps, total):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "seen": seen}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
@@ -250,7 +273,8 @@ def main() -> None:
         "seed": SEED,
         "steps": args.steps,
         "decay": args.decay,
-        "samples": args.steps * args.batch,
+        "guess_steps": args.guess_steps,
+        "samples": total * args.batch,
         "tokens": seen,
         "greedy": greedy,
         "sampled": sampled,

@@ -24,7 +24,9 @@ Sets = Annotated[
 Model = Annotated[str | None, typer.Option("--model", help="builtin, a model directory, or a name on the hub.", show_default="builtin")]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--tasks", help="builtin, reasoning-gym families, JSONL or Parquet files, data set directories.", show_default="builtin"),
+    typer.Option(
+        "--tasks", help="quick, builtin, reasoning-gym families, JSONL or Parquet files, data set directories.", show_default="quick"
+    ),
 ]
 VerifierName = Annotated[str | None, typer.Option("--verifier", help="exact, numeric, choice, math, reasoning_gym, or module:function.")]
 Engine = Annotated[str | None, typer.Option("--trainer", help="grpo or sft.", show_default="grpo")]

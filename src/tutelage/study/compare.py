@@ -301,7 +301,7 @@ def make_league(comparison: Comparison, command: str) -> League:
 
 def _title(run: Run) -> str:
     model = "the built-in student" if run.model == "builtin" else Path(run.model).name
-    tasks = "the built-in tasks" if run.tasks == ["builtin"] else ", ".join(Path(t).name for t in run.tasks)
+    tasks = "built-in tasks" if run.tasks in (["builtin"], ["quick"]) else ", ".join(Path(t).name for t in run.tasks)
     return f"Teaching {model} {tasks}"
 
 

@@ -31,13 +31,14 @@ class Evaluation(Strict):
     """How held-out tasks are measured, always apart from the reward.
 
     points: evaluations over the budget, the first (before training) not counted. tasks_per_arm: at most so many held-out tasks of each
-    arm. attempts: completions per task. temperature: 0 is greedy. batch_size: prompts generated at once.
+    arm. attempts: completions per task. temperature: 1 measures the policy that is trained, 0 its greedy answers. batch_size: prompts
+    generated at once.
     """
 
     points: int = Field(4, ge=1)
     tasks_per_arm: int = Field(24, ge=1)
     attempts: int = Field(1, ge=1)
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(1.0, ge=0)
     batch_size: int = Field(256, ge=1)
 
 
@@ -63,14 +64,15 @@ class Arm(Strict):
 class Run(Strict):
     """What all arms of a comparison share; `train` reads the same schema with one arm.
 
-    model: "builtin", a model directory or a hub name. tasks: "builtin", reasoning-gym families, files or directories. steps: plain steps,
-    which set the budget unless `budget` ("3000rollouts", "100updates", "2e5tokens", "600seconds") does. seeds: how many, from 0; None is
-    the least number that can reach a verdict. target: the accuracy whose cost is compared; None is chosen from the baseline's curve.
+    model: "builtin", a model directory or a hub name. tasks: "quick", "builtin", reasoning-gym families, files or directories.
+    steps: plain steps, which set the budget unless `budget` ("3000rollouts", "100updates", "20000tokens", "600seconds") does.
+    seeds: how many, from 0; None is the least number that can reach a verdict. target: the accuracy whose cost is compared; None is
+    chosen from the baseline's curve.
     lora: `peft.LoraConfig` options, or None for full training.
     """
 
     model: str = "builtin"
-    tasks: list[str] = ["builtin"]
+    tasks: list[str] = ["quick"]
     verifier: str | None = None
     columns: dict[Literal["prompt", "answer", "arm", "difficulty", "key"], str] = {}
     tasks_per_arm: int = Field(256, ge=1)

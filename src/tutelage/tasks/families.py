@@ -32,3 +32,6 @@ BUILTIN_LEVELS: dict[str, list[dict[str, Any]]] = {
     "spell_backward": _span("word_len", (3, 4), (5, 6), (7, 8), (9, 10)),
     "base_conversion": [_bases(4, 0, 40), _bases(4, 32, 255), _bases(6, 128, 511), _bases(10, 256, 1023)],
 }
+
+QUICK_FAMILIES = ("base_conversion", "chain_sum", "count_bits", "gcd", "lcm", "products", "spell_backward")
+"""The families whose prompts stay under 32 tokens: the set "quick", on which a step of the built-in student costs a third."""

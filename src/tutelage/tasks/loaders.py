@@ -69,8 +69,9 @@ def load_tasks(
 ) -> TaskSet:
     """Load tasks by name or path.
 
-    spec: None or "builtin" for the built-in set; reasoning-gym families as "rg:gcd" or "gcd", one or several (see `make_pool` for levels);
-    or a file or dataset directory, one or several. A bare name that could be either is a family; write "./gcd" for the path.
+    spec: None or "builtin" for the built-in set, "quick" for its seven families with short prompts; reasoning-gym families as "rg:gcd" or
+    "gcd", one or several (see `make_pool` for levels); or a file or dataset directory, one or several. A bare name that could be
+    either is a family; write "./gcd" for the path.
 
     verifier: a registered verifier or `module:function`. Default: "reasoning_gym" for its families; for files "numeric" where every gold
     answer holds a number and 95 % are no more than one (GSM8K works as it comes), else "exact".
@@ -111,7 +112,7 @@ def load_tasks(
 def _is_path(spec: str | Path) -> bool:
     if isinstance(spec, Path):
         return True
-    if spec == "builtin" or spec.startswith("rg:"):
+    if spec in ("builtin", "quick") or spec.startswith("rg:"):
         return False
     return "/" in spec or "\\" in spec or bool(Path(spec).suffix) or (Path(spec).exists() and not _is_family(spec))
 
@@ -125,14 +126,15 @@ def _is_family(name: str) -> bool:
 
 
 def _from_reasoning_gym(specs: list[str], verifier: str, tasks_per_arm: int, heldout_per_arm: int, seed: int) -> TaskSet:
-    from tutelage.tasks.families import BUILTIN_LEVELS
+    from tutelage.tasks.families import BUILTIN_LEVELS, QUICK_FAMILIES
     from tutelage.tasks.reasoning_gym import make_pool
     from tutelage.tasks.verifiers.gym import UNSOUND
 
     judge = resolve(verifier)
     families: list[str] | None = [spec.removeprefix("rg:") for spec in specs]
-    if families == ["builtin"]:
-        families = None
+    name = "+".join(families or [])
+    if families in (["builtin"], ["quick"]):
+        families = None if families == ["builtin"] else list(QUICK_FAMILIES)
     for family in families or []:
         if family in UNSOUND and verifier == "reasoning_gym":
             raise TutelageError(f"reasoning-gym's scorer of {family!r} calls every non-empty answer correct; leave this family out.")
@@ -140,7 +142,7 @@ def _from_reasoning_gym(specs: list[str], verifier: str, tasks_per_arm: int, hel
             raise _unknown_tasks(family)
     train = make_pool(families, tasks_per_arm=tasks_per_arm, seed=seed)
     heldout = make_pool(families, tasks_per_arm=heldout_per_arm, seed=seed, heldout=True)
-    return TaskSet(train, heldout, judge, "builtin" if families is None else "+".join(families), verifier)
+    return TaskSet(train, heldout, judge, name, verifier)
 
 
 def _unknown_tasks(name: str) -> TutelageError:
@@ -151,10 +153,10 @@ def _unknown_tasks(name: str) -> TutelageError:
             f"There is no file {name!r}, and the package 'reasoning-gym', whose family it may name, is not installed. Check the path, or "
             "install the package with: pip install 'tutelage[lm]'"
         )
-    if name == "builtin":
-        return TutelageError("'builtin' cannot be joined with other families; name its families one by one (tutelage.tasks.families).")
+    if name in ("builtin", "quick"):
+        return TutelageError(f"{name!r} cannot be joined with other families; name its families one by one (tutelage.tasks.families).")
     return TutelageError(
-        f"{unknown('task set, reasoning-gym family or file', name, ['builtin', *DATASETS])} Files are named by their path."
+        f"{unknown('task set, reasoning-gym family or file', name, ['builtin', 'quick', *DATASETS])} Files are named by their path."
     )
 
 
