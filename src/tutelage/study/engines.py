@@ -19,11 +19,18 @@ BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
     "grpo": {
         "per_device_train_batch_size": 64,
         "num_generations": 8,
-        "max_completion_length": 14,
+        "max_completion_length": 12,
+        "gradient_checkpointing": False,
         "learning_rate": 2e-4,
         "warmup_steps": 5,
     },
-    "sft": {"per_device_train_batch_size": 32, "learning_rate": 2e-4, "warmup_steps": 5, "max_length": 160},
+    "sft": {
+        "per_device_train_batch_size": 32,
+        "learning_rate": 2e-4,
+        "warmup_steps": 5,
+        "max_length": 160,
+        "gradient_checkpointing": False,
+    },
 }
 COMMON_SETTINGS: dict[str, Any] = {
     "lr_scheduler_type": "constant_with_warmup",
