@@ -104,4 +104,4 @@ def test_unknown_engine_options_name_the_nearest():
         check_settings({"num_generation": 4}, "grpo")
     with pytest.raises(TutelageError, match="Did you mean 'max_length'"):
         check_settings({"max_lenght": 4}, "sft")
-    assert Run().steps == 50
+    assert Run().steps == 60

@@ -728,14 +728,11 @@ def test_reading_stays_linear_on_long_completions() -> None:
     assert time.perf_counter() - start < 10  # half a second; minutes where a pattern backtracks
 
 
-def test_a_grade_that_misses_one_by_a_rounding_error_is_correct():
-    """reasoning-gym sums equal shares per letter: ten of a tenth are 0.9999999999999999, and some words come to a little over 1."""
+def test_an_answer_that_runs_on_is_wrong_even_where_the_scorers_sum_lands_beside_one():
     from tutelage.tasks.verifiers.gym import score
 
     for length in range(3, 14):
         word = "abcdefghijklmnop"[:length]
         entry = {"question": word, "answer": word[::-1], "metadata": {"source_dataset": "spell_backward", "word": word}}
         assert score("spell_backward", word[::-1], entry) == 1.0
-    entry = {"question": "ununremedy", "answer": "ydemernunu", "metadata": {"source_dataset": "spell_backward", "word": "ununremedy"}}
-    for answer in ("ydemernonu", "ydemerununu", "ydemernunu"):
-        assert 0 <= score("spell_backward", answer, entry) <= 1
+        assert score("spell_backward", word[::-1] + "x", entry) == 0.8

@@ -30,7 +30,7 @@ Tasks = Annotated[
 ]
 VerifierName = Annotated[str | None, typer.Option("--verifier", help="exact, numeric, choice, math, reasoning_gym, or module:function.")]
 Engine = Annotated[str | None, typer.Option("--trainer", help="grpo or sft.", show_default="grpo")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Plain optimiser steps; they set the budget.", show_default="50")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Plain optimiser steps; they set the budget.", show_default="60")]
 Budget = Annotated[
     str | None, typer.Option("--budget", metavar="N{rollouts|updates|tokens|seconds}", help="What every run gets, such as 3200rollouts.")
 ]

@@ -79,7 +79,7 @@ class Run(Strict):
     trainer: Engine = "grpo"
     arms: list[Arm] = []
     baseline: str = "uniform"
-    steps: int = Field(50, ge=1)
+    steps: int = Field(60, ge=1)
     budget: str | None = None
     seeds: int | None = Field(None, ge=1)
     seed: int = 0

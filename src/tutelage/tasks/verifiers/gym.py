@@ -99,7 +99,9 @@ def score(family: str, answer: str, entry: dict[str, Any]) -> float:
         metadata = {**entry["metadata"], "output": tuple(map(tuple, entry["metadata"]["output"]))}
         entry = {**entry, "metadata": metadata}
     grade = float(_scorer(family)(answer=answer, entry=entry))
-    return 1.0 if abs(grade - 1) < 1e-9 else grade  # sums of shares, as spell_backward pays them, miss 1 by a rounding error
+    # Every family pays an exact answer exactly 1. spell_backward adds up a share for each right letter of an answer that runs on too long,
+    # and means 0.8 for all of them; but its sum can land a rounding error beside 1.
+    return 0.8 if grade != 1 and abs(grade - 1) < 1e-9 else grade
 
 
 @functools.cache
