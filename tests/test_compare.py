@@ -155,6 +155,7 @@ def test_supervised_arms_and_an_objective_of_ones_own(place: Path):
         ("repeated", "Duplicate"),
         ("raising", "verifier"),
         ("nan", "nan"),
+        ("dying", "died without a word"),
         ("not_empty", "is not empty"),
     ],
 )
@@ -163,6 +164,7 @@ def test_bad_input_is_one_clear_paragraph(place: Path, tmp_path: Path, change: s
     lines = (place / "tasks.jsonl").read_text().splitlines(keepends=True)
     options = ["--set", "columns.arm=level"]
     judge = "def raising(text, task):\n    raise RuntimeError('no')\n\ndef nan(text, task):\n    return float('nan')\n"
+    judge += "\ndef dying(text, task):\n    import os\n    os._exit(3)\n"
     (tmp_path / "judge.py").write_text(judge)
     match change:
         case "no_tokenizer":
@@ -176,7 +178,7 @@ def test_bad_input_is_one_clear_paragraph(place: Path, tmp_path: Path, change: s
             lines = []
         case "repeated":
             lines += lines[:1]
-        case "raising" | "nan":
+        case "raising" | "nan" | "dying":
             options += ["--verifier", f"judge:{change}"]
         case "not_empty":
             (tmp_path / "out").mkdir()

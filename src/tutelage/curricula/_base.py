@@ -102,8 +102,8 @@ class Curriculum:
 
     @property
     def arms(self) -> Arms:
-        """The partition of the pool that this curriculum reasons about."""
-        return self.pool.arms()
+        """The partition of the pool that this curriculum reasons about: by the columns of its hyperparameter `by`, where it has one."""
+        return self.pool.arms(self.config.get("by"))
 
     # State ----------------------------------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,11 @@ def proportional(weight_A: Float) -> Float:
     return weight_A / total if total > 0 else np.full(len(weight_A), 1 / len(weight_A))
 
 
+def entropy(share_A: Float) -> float:
+    """The entropy of shares, in nats: ln A where all are equal, 0 where one has all."""
+    return float(-(share_A * np.log(np.maximum(share_A, 1e-300))).sum())
+
+
 def draw_arms(share_A: Float, n: int, rng: np.random.Generator) -> Int:
     """n independent draws of an arm."""
     edge_A = np.cumsum(share_A)

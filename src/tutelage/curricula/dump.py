@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.curricula._base import Curriculum
-from tutelage.curricula._draws import draw_arms, softmax
+from tutelage.curricula._draws import draw_arms, entropy, softmax
 from tutelage.errors import TutelageError, unknown
 from tutelage.outcomes import Outcomes
-from tutelage.pools import Arms, TaskPool
+from tutelage.pools import TaskPool
 from tutelage.registry import curricula
 
 
@@ -62,10 +62,6 @@ class DUMP(Curriculum):
         self.count_A = np.zeros(arms)
 
     @property
-    def arms(self) -> Arms:
-        return self.pool.arms(self.config["by"])
-
-    @property
     def score_A(self) -> NDArray[np.float64]:
         """The upper confidence bound of each arm, shape (A,)."""
         total = max(1.0, self.count_A.sum())
@@ -105,6 +101,8 @@ class DUMP(Curriculum):
 
     @property
     def metrics(self) -> dict[str, float]:
-        share_A = self.share_A
-        entropy = -(share_A * np.log(np.maximum(share_A, 1e-300))).sum()
-        return {"learnability_mean": float(self.mean_A.mean()), "learnability_max": float(self.mean_A.max()), "arm_entropy": float(entropy)}
+        return {
+            "learnability_mean": float(self.mean_A.mean()),
+            "learnability_max": float(self.mean_A.max()),
+            "arm_entropy": entropy(self.share_A),
+        }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tutelage.curricula._base import Curriculum
 from tutelage.curricula._draws import Deck, allocate, proportional
 from tutelage.errors import TutelageError, unknown
-from tutelage.pools import Arms, TaskPool
+from tutelage.pools import TaskPool
 from tutelage.registry import curricula
 
 
@@ -40,10 +40,6 @@ class Mixture(Curriculum):
         self.share_A = proportional(weight_A)
         self.carry_A = np.zeros(len(names))
         self.deck = Deck(self.arms.size_A, self.seed)
-
-    @property
-    def arms(self) -> Arms:
-        return self.pool.arms(self.config["by"])
 
     def _propose(self, n: int) -> NDArray[np.int64]:
         draws_A, self.carry_A = allocate(self.share_A, n, self.carry_A)

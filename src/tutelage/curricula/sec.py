@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.curricula._base import Curriculum
-from tutelage.curricula._draws import Deck, draw_arms, proportional, softmax
+from tutelage.curricula._draws import Deck, draw_arms, entropy, proportional, softmax
 from tutelage.errors import TutelageError, unknown
 from tutelage.outcomes import Outcomes
-from tutelage.pools import Arms, TaskPool
+from tutelage.pools import TaskPool
 from tutelage.registry import curricula
 
 Policy = Literal["softmax", "proportional", "greedy"]
@@ -70,10 +70,6 @@ class SEC(Curriculum):
         self.deck = Deck(self.arms.size_A, self.seed)
 
     @property
-    def arms(self) -> Arms:
-        return self.pool.arms(self.config["by"])
-
-    @property
     def share_A(self) -> NDArray[np.float64]:
         """The probability of each arm, shape (A,)."""
         match self.config["policy"]:
@@ -118,6 +114,4 @@ class SEC(Curriculum):
 
     @property
     def metrics(self) -> dict[str, float]:
-        share_A = self.share_A
-        entropy = -(share_A * np.log(np.maximum(share_A, 1e-300))).sum()
-        return {"value_mean": float(self.value_A.mean()), "value_max": float(self.value_A.max()), "arm_entropy": float(entropy)}
+        return {"value_mean": float(self.value_A.mean()), "value_max": float(self.value_A.max()), "arm_entropy": entropy(self.share_A)}

@@ -67,10 +67,6 @@ class Comparison:
 
     # What `workers.Schedule` asks for
 
-    @property
-    def remaining(self) -> int:
-        return self.cells - len(self.records) - len(self.started)
-
     def next_job(self) -> Job | None:
         for seed in self.seeds:
             for plan in self.plans:

@@ -1,7 +1,7 @@
 """Worker processes that import the engine once and run many cells, and the loop that feeds them.
 
-Workers are spawned, never forked (an engine's threads do not survive a fork), each with its share of the cores unless OMP_NUM_THREADS says
-otherwise.
+Workers are spawned, never forked (an engine's threads do not survive a fork), each with its share of the cores, or with
+fewer threads where OMP_NUM_THREADS says so.
 """
 
 from __future__ import annotations
@@ -32,10 +32,6 @@ class Schedule(Protocol):
     def finished(self, job: Job, record: dict[str, Any]) -> None:
         """A cell is done; jobs that waited for it may start."""
 
-    @property
-    def remaining(self) -> int:
-        """Jobs neither done nor running."""
-
 
 def default_jobs() -> int:
     """One worker per core, at most four: cells are small, and each holds a copy of the engine."""
@@ -48,7 +44,7 @@ def _cores() -> int:
 
 def run_all(run: Run, schedule: Schedule, folder: Path, *, jobs: int, tell: Callable[[str, Any], None]) -> None:
     """Run every job of the schedule; `tell(kind, payload)` hears "step" and "done". The first error stops everything and is raised."""
-    with _workers(run, folder, jobs) as (inboxes, events):
+    with _workers(run, folder, jobs) as (processes, inboxes, events):
         idle, running = list(range(jobs)), {}
         while True:
             while idle and (job := schedule.next_job()) is not None:
@@ -57,7 +53,7 @@ def run_all(run: Run, schedule: Schedule, folder: Path, *, jobs: int, tell: Call
                 inboxes[worker].put(job)
             if not running:
                 return
-            kind, worker, payload = _next_event(events, running)
+            kind, worker, payload = _next_event(events, processes, running)
             if kind == "error":
                 raise TutelageError(payload)
             if kind == "step":
@@ -69,14 +65,13 @@ def run_all(run: Run, schedule: Schedule, folder: Path, *, jobs: int, tell: Call
             tell("done", (job, payload))
 
 
-def _next_event(events: Any, running: dict[int, Job]) -> Event:
+def _next_event(events: Any, processes: list[Any], running: dict[int, Job]) -> Event:
     while True:
         try:
             return events.get(timeout=5)
         except queue.Empty:
-            dead = [c for c in multiprocessing.active_children() if not c.is_alive()]
-            if dead or not multiprocessing.active_children():
-                names = ", ".join(job.name for job in running.values())
+            names = ", ".join(job.name for worker, job in running.items() if not processes[worker].is_alive())
+            if names:
                 return (
                     "error", -1,
                     f"A worker process died without a word (killed, or out of memory) while running {names}. "
@@ -85,9 +80,11 @@ def _next_event(events: Any, running: dict[int, Job]) -> Event:
 
 
 @contextmanager
-def _workers(run: Run, folder: Path, jobs: int) -> Iterator[tuple[list[Any], Any]]:
+def _workers(run: Run, folder: Path, jobs: int) -> Iterator[tuple[list[Any], list[Any], Any]]:
     context = multiprocessing.get_context("spawn")
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, _cores() // jobs))
+    threads = max(1, _cores() // jobs)
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        threads = min(threads, int(os.environ["OMP_NUM_THREADS"]))
     events = context.Queue()
     inboxes = [context.Queue() for _ in range(jobs)]
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")}
@@ -98,7 +95,7 @@ def _workers(run: Run, folder: Path, jobs: int) -> Iterator[tuple[list[Any], Any
     try:
         for process in processes:
             process.start()
-        yield inboxes, events
+        yield processes, inboxes, events
         for inbox in inboxes:
             inbox.put(None)
         for process in processes:
