@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/tutelage compare --out $(DEMO_OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
 
 fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not browser"

@@ -1,6 +1,6 @@
 """Make the built-in student: a stock Llama of 1.8 million parameters that has seen eight reasoning-gym families.
 
-    python scripts/make_student.py --out src/tutelage/students/builtin --work /tmp/student
+    python scripts/make_student.py --out src/tutelage/students/builtin --work runs/student
 
 Everything derives from one seed. Training sees the seven eighths of all questions that `is_heldout` leaves; the loss is the mean
 over samples of the mean cross-entropy of the answer's tokens. Rows are packed with a block-diagonal mask, several samples to a row,

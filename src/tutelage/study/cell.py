@@ -229,6 +229,8 @@ def run_cell(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str, Any
     record = record_of(bench, job, trainer, observer)
     del trainer, observer
     gc.collect()
+    if not any(folder.iterdir()):
+        folder.rmdir()
     return record
 
 
