@@ -215,6 +215,13 @@ def card(record: dict[str, Any], parameters: int) -> str:
     return CARD.format(**(record | numbers), rows=rows)
 
 
+def learning_rate(args: argparse.Namespace, step: int) -> float:
+    """Constant after a warm-up of 200 steps with a linear fall at the end; then the guessing stage, a linear fall of its own."""
+    if step >= args.steps:
+        return args.guess_lr * (args.steps + args.guess_steps - step) / args.guess_steps
+    return args.lr * min(1.0, (step + 1) / 200, (args.steps - step) / args.decay)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -242,16 +249,12 @@ def main() -> None:
     started, chunk = time.time(), 250
     total = args.steps + args.guess_steps
     for step in range(first, total):
-        guessing = step >= args.steps
         if step in (first, args.steps) or step % chunk == 0:
-            stream = samples(tokenizer, step, GUESSES if guessing else 0.0)
+            stream = samples(tokenizer, step, GUESSES if step >= args.steps else 0.0)
         batch = pack([next(stream) for _ in range(args.batch)])
         seen += int((batch["position"] > 0).sum()) + args.batch
         for group in optimizer.param_groups:
-            if guessing:
-                group["lr"] = args.guess_lr * (total - step) / args.guess_steps
-            else:
-                group["lr"] = args.lr * min(1.0, (step + 1) / 200, (args.steps - step) / args.decay)
+            group["lr"] = learning_rate(args, step)
         loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
