@@ -134,6 +134,33 @@ def test_train_saves_a_model_directory_with_a_card(place: Path):
     assert (place / "trained" / "training.json").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_a_killed_training_run_ends_with_the_same_weights(place: Path):
+    command = [sys.executable, "-m", "tutelage.cli", "train", "--arm", "sec", "--steps", "8", "--model", "model", "--tasks", "tasks.jsonl"]
+    for pair in (
+        "columns.arm=level",
+        "per_device_train_batch_size=8",
+        "num_generations=4",
+        "max_completion_length=3",
+        "evaluation.points=4",
+    ):
+        command += ["--set", pair]
+    command += ["--set", "evaluation.tasks_per_arm=3", "--set", "save_strategy=steps", "--set", "save_steps=1"]
+    subprocess.run([*command, "--out", "unbroken"], cwd=place, check=True, capture_output=True, timeout=300)
+    process = subprocess.Popen([*command, "--out", "broken"], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (place / "broken" / "checkpoints" / "checkpoint-3").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (place / "broken" / "training.json").exists()
+    subprocess.run([*command, "--out", "broken"], cwd=place, check=True, capture_output=True, timeout=300)
+    records = [json.loads((place / name / "training.json").read_text()) for name in ("unbroken", "broken")]
+    assert records[0]["curve"]["by_arm"] == records[1]["curve"]["by_arm"]
+    assert records[0]["taught"] == records[1]["taught"]
+    weights = [(place / name / "model.safetensors").read_bytes() for name in ("unbroken", "broken")]
+    assert weights[0] == weights[1]
+
+
 def test_supervised_arms_and_an_objective_of_ones_own(place: Path):
     own = ["--model", "model", "--tasks", "tasks.jsonl", "--set", "columns.arm=level", "--seeds", "1", "--steps", "2", "--jobs", "1"]
     own += ["--set", "per_device_train_batch_size=4", "--set", "evaluation.points=1", "--set", "evaluation.tasks_per_arm=2"]

@@ -113,8 +113,6 @@ def load_model(run: Run) -> tuple[Any, Any]:
             f"Cannot load the model {path!r}: {reason} Give a directory as save_pretrained writes it, or a name on the "
             "Hugging Face hub that this machine can reach."
         ) from None
-    finally:
-        logging.enable_progress_bar()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
