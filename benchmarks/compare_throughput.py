@@ -30,14 +30,16 @@ from tutelage.tasks.rewards import VerifierReward
 
 def measure(bench: Bench, arm: str | None, steps: int) -> dict[str, float]:
     """Train for `steps` updates: plain TRL where `arm` is None. Seconds start after the first step, which warms caches."""
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
             self.at: list[float] = []
+            self.cpu: list[float] = []
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             self.at.append(time.perf_counter())
+            self.cpu.append(time.process_time())
 
     model, tokenizer = engines.load_model(bench.run)
     chosen = parse_arm(arm or "uniform")
@@ -51,12 +53,19 @@ def measure(bench: Bench, arm: str | None, steps: int) -> dict[str, float]:
             trainer = build_trainer(bench, Job(arm, chosen, 0, ("updates", steps + 1.0)), model, tokenizer, config)
         clock = Clock()
         trainer.add_callback(clock)
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     seconds = clock.at[-1] - clock.at[0]
     per_step = config.per_device_train_batch_size
     rollouts = trainer.ledger.rollouts * steps / (steps + 1) if arm else per_step * steps
     share = getattr(trainer, "curriculum_seconds", 0.0) / (seconds * (steps + 1) / steps)
-    return {"rollouts_per_second": rollouts / seconds, "seconds_per_step": seconds / steps, "curriculum_share": share}
+    cpu = clock.cpu[-1] - clock.cpu[0]
+    return {
+        "rollouts_per_second": rollouts / seconds,
+        "rollouts_per_cpu_second": rollouts / cpu,
+        "seconds_per_step": seconds / steps,
+        "curriculum_share": share,
+    }
 
 
 def main() -> None:
@@ -72,6 +81,7 @@ def main() -> None:
     measure(bench, None, 3)
     pairs = [(measure(bench, None, args.steps), measure(bench, "uniform", args.steps)) for _ in range(args.pairs)]
     ratios = [ours["rollouts_per_second"] / plain["rollouts_per_second"] for plain, ours in pairs]
+    cpu_ratios = [ours["rollouts_per_cpu_second"] / plain["rollouts_per_cpu_second"] for plain, ours in pairs]
     shares = {"uniform": statistics.median(ours["curriculum_share"] for _, ours in pairs)}
     steps: dict[str, float] = {}
     for arm in ("mixture", "easy_to_hard", "hard_to_easy", "sec:tau=0.2", "dump", "odf"):
@@ -87,6 +97,8 @@ def main() -> None:
         return
     listed = ", ".join(f"{r:.3f}" for r in ratios)
     print(f"rollouts per second, compare / plain TRL: median {result['ratio_median']:.3f} of {listed} (target >= 0.97)")
+    listed = ", ".join(f"{r:.3f}" for r in cpu_ratios)
+    print(f"the same per second of processor time: median {result['cpu_ratio_median']:.3f} of {listed}")
     for arm, share in shares.items():
         print(f"curriculum's share of a step, {arm:<14} {share:.2%} (target < 2 %)")
 
