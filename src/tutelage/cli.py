@@ -107,7 +107,7 @@ def train(
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """One run with a curriculum, a teacher or an objective of choice; saves an ordinary model directory with a card.
+    """One run with a curriculum and an objective of choice; saves an ordinary model directory with a card.
 
     With save_steps set (--set save_steps=50 --set save_strategy=steps), a run that was killed goes on from its newest complete checkpoint.
     """

@@ -213,4 +213,4 @@ def check_settings(settings: dict[str, Any], engine: Engine, others: bool = True
 
 def _short(error: TutelageError, holder: str) -> TutelageError:
     """The list of a hundred and fifty options helps nobody: keep the nearest name and say where the others stand."""
-    return TutelageError(f"{str(error).split(' Known:')[0]} Options are those of `Run` (tutelage show run) and of trl.{holder}.")
+    return TutelageError(f"{str(error).split(' Known:')[0]} Options are the fields of a run file and those of trl.{holder}.")
