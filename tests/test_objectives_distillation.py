@@ -17,6 +17,7 @@ from hypothesis import strategies as st  # noqa: E402
 from tutelage.errors import TutelageError  # noqa: E402
 from tutelage.objectives import Distillation, Sum, TokenAverage, objective, token_divergence, top_k_events  # noqa: E402
 from tutelage.objectives.divergence import Kind, MissingMass, divergence_between, infinite_without_teacher_mass  # noqa: E402
+from tutelage.students import builtin_path  # noqa: E402
 from tutelage.teachers.signal import Signal, tokenizer_hash  # noqa: E402
 from tutelage.testing.objectives import check_objective, evaluate, random_batch  # noqa: E402
 
@@ -590,6 +591,15 @@ def test_a_tokenizers_hash_is_of_ids_and_text_alone():
     assert (
         len({HASH, *(tokenizer_hash(Tokenizer(**v)) for v in ({"a": 0, "b": 2, "c": 1}, {"a": 0, "b": 1}, {"a": 0, "b": 1, "d": 2}))}) == 4
     )
+
+
+def test_the_hash_of_a_real_tokenizer():
+    from_pretrained = pytest.importorskip("transformers").AutoTokenizer.from_pretrained
+    ours = from_pretrained(builtin_path())
+    assert tokenizer_hash(ours) == tokenizer_hash(from_pretrained(builtin_path()))
+    before = tokenizer_hash(ours)
+    ours.add_tokens(["<tool>"])
+    assert tokenizer_hash(ours) != before
 
 
 def test_signals_feed_the_objective_at_the_right_temperature():

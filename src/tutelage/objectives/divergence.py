@@ -161,8 +161,8 @@ def top_k_events(
     rest_q = q.scatter(-1, top_ids, -math.inf).logsumexp(-1, keepdim=True)
     if missing_mass == "zero":
         return torch.cat([torch.log_softmax(top_p, -1), torch.full_like(top_p[..., :1], -math.inf)], -1), torch.cat([top_q, rest_q], -1)
-    mass = top_p.double().logsumexp(-1, keepdim=True).clamp(max=math.log1p(-TAIL_FLOOR))
-    rest_p = (-mass.expm1()).log().to(top_p.dtype)
+    mass = top_p.logsumexp(-1, keepdim=True).clamp(max=math.log1p(-TAIL_FLOOR))
+    rest_p = (-mass.expm1()).log()
     return torch.log_softmax(torch.cat([top_p, rest_p], -1), -1), torch.cat([top_q, rest_q], -1)
 
 

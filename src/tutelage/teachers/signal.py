@@ -114,7 +114,7 @@ class Signal:
         if tokenizer != self.tokenizer:
             raise TutelageError(
                 f"The teacher's tokenizer ({self.tokenizer}) is not the student's ({tokenizer}): equal ids would mean different text. "
-                "Use a teacher of the same model family, or distil at the level of sequences: objective('nll') on the teacher's decoded samples."
+                "Use a teacher of the same model family, or distil at the level of sequences: objective('nll') on the teacher's samples."
             )
         if vocabulary != self.vocabulary:
             raise TutelageError(
