@@ -8,7 +8,8 @@
     loss, stats = grpo(batch, denominators=denominators)     # the step, or any part of it
 
 `contract.py` says what a batch and an objective are, `policy_gradient.py` lists the six switches of the GRPO family, `presets.py` the
-methods and which library version they were compared with. Needs torch (`pip install 'tutelage[lm]'`).
+methods and which library version they were compared with, `distillation.py` the losses that read a teacher. Needs torch
+(`pip install 'tutelage[lm]'`).
 """
 
 from __future__ import annotations
@@ -24,18 +25,22 @@ from tutelage.objectives.advantages import group_advantages, keep_groups, overlo
 from tutelage.objectives.aggregation import group_tokens, token_weights
 from tutelage.objectives.compose import Sum, TokenAverage
 from tutelage.objectives.contract import Objective, check_batch, denominators_of, requires
+from tutelage.objectives.distillation import Distillation
+from tutelage.objectives.divergence import divergence_between, token_divergence, top_k_events
 from tutelage.objectives.kl import kl_estimate
 from tutelage.objectives.policy_gradient import PolicyGradient, log_ratio, surrogate_loss
 from tutelage.objectives.presets import PRESETS, objective
 
 __all__ = [
     "PRESETS",
+    "Distillation",
     "Objective",
     "PolicyGradient",
     "Sum",
     "TokenAverage",
     "check_batch",
     "denominators_of",
+    "divergence_between",
     "group_advantages",
     "group_tokens",
     "keep_groups",
@@ -45,7 +50,9 @@ __all__ = [
     "overlong_penalty",
     "requires",
     "surrogate_loss",
+    "token_divergence",
     "token_returns",
     "token_weights",
+    "top_k_events",
     "whiten",
 ]

@@ -98,20 +98,21 @@ def requires(*keys: str) -> Callable[[F], F]:
 
 
 def check_batch(needed: Collection[str], batch: Batch) -> None:
-    """Raise `TutelageError` unless every column of `needed` is there and the `_BT` and `_B` columns have one and the same (B, T)."""
+    """Raise `TutelageError` unless every column of `needed` is there and all columns (`_B`, `_BT`, `_BTV`) have one and the same (B, T)."""
     missing = sorted(set(needed) - set(batch))
     if missing:
         raise TutelageError(
             f"The objective needs the column(s) {', '.join(missing)}; the batch has {', '.join(sorted(batch)) or 'none'}. "
             "Add them, or switch off the term that reads them (see the table in tutelage.objectives.contract)."
         )
-    wide = {key: tuple(batch[key].shape) for key in sorted(needed) if key.endswith("_BT")}
+    wide = {key: tuple(batch[key].shape) for key in sorted(needed) if key.rpartition("_")[2].startswith("BT")}
     rows = {key: tuple(batch[key].shape) for key in sorted(needed) if key.endswith("_B")}
-    shape = next(iter(wide.values()), None)
-    fits = shape is None or (len(shape) == 2 and len(set(wide.values())) == 1 and set(rows.values()) <= {shape[:1]})
+    deep = all(len(shape) == len(key.rpartition("_")[2]) for key, shape in wide.items())
+    spans = {shape[:2] for shape in wide.values()}
+    fits = not wide or (deep and len(spans) == 1 and set(rows.values()) <= {shape[:1] for shape in spans})
     if not fits:
         found = ", ".join(f"{key} {got}" for key, got in {**wide, **rows}.items())
         raise TutelageError(
-            f"Columns of one batch disagree in shape: {found}. Expected one (B, T) for all `_BT` and (B,) for all `_B`. "
-            "Likely cause: prompt tokens left in one of them, or rewards per group not flattened to one per sequence."
+            f"Columns of one batch disagree in shape: {found}. Expected one (B, T) for all `_BT` (and at the front of `_BTV`), and (B,) "
+            "for all `_B`. Likely cause: prompt tokens left in one of them, or rewards per group not flattened to one per sequence."
         )

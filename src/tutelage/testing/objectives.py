@@ -21,6 +21,7 @@ from tutelage.errors import TutelageError
 from tutelage.objectives.aggregation import group_tokens
 from tutelage.objectives.contract import Objective
 
+VOCABULARY, TOP_K = 5, 3
 FROZEN = ("old_", "ref_", "teacher_", "advantage", "mask")
 TOLERANCE = 1e-9
 
@@ -38,7 +39,7 @@ def check_objective(
 
     Args:
         factory: builds the objective, without arguments.
-        batch: columns to use instead of random ones; float64, ending in `_BT` or `_B`, at least three rows.
+        batch: columns to use instead of random ones; float64, ending in `_BT`, `_BTV`, `_BTK` or `_B`, at least three rows.
         policy_only: hyperparameters that switch off every term but the policy gradient, for the check that zero advantage means zero
             gradient (made for objectives that read an advantage).
         finite_differences: turn off for objectives that stop gradients by design (CISPO, straight-through estimators).
@@ -89,6 +90,12 @@ def random_batch(keys: Iterable[str], *, rows: int = 7, tokens: int = 6, seed: i
             batch[key] = torch.rand(rows, tokens, generator=generator) < 0.5
         elif key == "group_tokens_B":
             batch |= {"group_B": group_B, key: group_tokens(mask_BT, group_B)}
+        elif key.endswith("logp_BTV"):
+            batch[key] = normal(rows, tokens, VOCABULARY).log_softmax(-1)
+        elif key.endswith("top_ids_BTK"):
+            batch[key] = normal(rows, tokens, VOCABULARY).argsort(-1)[..., :TOP_K]
+        elif key.endswith("top_logp_BTK"):
+            batch[key] = normal(rows, tokens, VOCABULARY).log_softmax(-1)[..., :TOP_K]
         elif key.endswith("logp_BT"):
             batch[key] = logp_BT if key == "logp_BT" else logp_BT + 0.4 * normal(rows, tokens)
         elif key.endswith("entropy_BT"):
@@ -130,18 +137,24 @@ def trim(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cut the `_BT` columns behind the last token that any mask lets through, as a loader does with a micro-batch (at least one column)."""
     used_T = _used(batch).any(dim=0)
     width = max(1, int(used_T.nonzero().max()) + 1 if used_T.any() else 1)
-    return {key: x[:, :width] if key.endswith("_BT") else x for key, x in batch.items()}
+    return {key: x[:, :width] if _wide(key) else x for key, x in batch.items()}
+
+
+def _wide(key: str) -> bool:
+    """Whether the column has a token axis: `_BT`, `_BTV`, `_BTK`."""
+    return key.rpartition("_")[2].startswith("BT")
 
 
 def _trained(batch: Mapping[str, Tensor]) -> list[str]:
     """The columns that may carry a gradient."""
-    return [key for key, x in batch.items() if x.is_floating_point() and key.endswith("_BT") and not key.startswith(FROZEN)]
+    return [key for key, x in batch.items() if x.is_floating_point() and _wide(key) and not key.startswith(FROZEN)]
 
 
 def _used(batch: Mapping[str, Tensor]) -> Tensor:
     masks = [x.bool() for key, x in batch.items() if key.endswith("mask_BT")]
-    wide = next(x for key, x in batch.items() if key.endswith("_BT"))
-    return torch.stack(masks).any(dim=0) if masks else torch.ones_like(wide, dtype=torch.bool)
+    if masks:
+        return torch.stack(masks).any(dim=0)
+    return torch.ones(next(x for key, x in batch.items() if _wide(key)).shape[:2], dtype=torch.bool)
 
 
 def _same(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
@@ -200,18 +213,21 @@ def _check_partitions(
 
 def _check_masks(objective: Objective, batch: dict[str, Tensor], counts: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
     used_BT = _used(batch)
-    filled = {key: torch.where(used_BT, x, torch.nan) if key.endswith("_BT") and x.is_floating_point() else x for key, x in batch.items()}
+    filled = {
+        key: x.masked_fill(~used_BT.view(*used_BT.shape, *[1] * (x.ndim - 2)), torch.nan) if _wide(key) and x.is_floating_point() else x
+        for key, x in batch.items()
+    }
     _same(evaluate(objective, filled, counts), whole, "NaN at masked positions")
     for name, grad in whole.items():
-        if name.startswith("grad/") and name.endswith("_BT"):
+        if name.startswith("grad/") and _wide(name):
             assert (grad[~used_BT] == 0).all(), f"{name} is not zero at masked positions"
 
 
 def _check_padding(objective: Objective, batch: dict[str, Tensor], max_length: int, whole: Mapping[str, Tensor]) -> None:
-    width = next(x.shape[1] for key, x in batch.items() if key.endswith("_BT"))
+    width = next(x.shape[1] for key, x in batch.items() if _wide(key))
     wider = {
-        key: torch.cat([x, torch.full_like(x[:, :1], torch.nan if x.is_floating_point() else 0).expand(-1, 3)], dim=1)
-        if key.endswith("_BT")
+        key: torch.cat([x, torch.full_like(x[:, :1], torch.nan if x.is_floating_point() else 0).repeat_interleave(3, dim=1)], dim=1)
+        if _wide(key)
         else x
         for key, x in batch.items()
     }
@@ -219,7 +235,7 @@ def _check_padding(objective: Objective, batch: dict[str, Tensor], max_length: i
         if key.endswith("mask_BT"):
             wider[key][:, width:] = 0
     result = evaluate(objective, wider, objective.denominators_of(wider, max_length=max_length))
-    cut = {name: x[:, :width] if name.startswith("grad/") and name.endswith("_BT") else x for name, x in result.items()}
+    cut = {name: x[:, :width] if name.startswith("grad/") and _wide(name) else x for name, x in result.items()}
     _same(cut, whole, "padding")
 
 
