@@ -145,6 +145,15 @@ def test_the_two_averages_of_the_supervised_term():
         assert stats["supervised_loss"] == pytest.approx(2 * expected)
 
 
+def test_an_empty_reply_is_a_reply():
+    """It has log-probability 0, and its pair counts in the mean; TRL counts it too."""
+    batch = {key: x.repeat(2, *[1] * (x.dim() - 1)).detach() for key, x in pair(-10.0, -12.0, [-12.0], [-11.0]).items()}
+    batch["chosen_mask_BT"] = torch.tensor([[True], [False]])
+    loss, stats = run(objective("dpo"), batch)
+    assert loss.item() == pytest.approx((softplus(-0.3) + softplus(-(1.2 + 0.1))) / 2)
+    assert stats["target_drift"] == pytest.approx((2 + 12) / 2)
+
+
 def test_label_smoothing_mixes_the_two_directions():
     loss, _ = run(objective("dpo", label_smoothing=0.2), pair(-10.0, -12.0, [-12.0], [-11.0]))
     assert loss.item() == pytest.approx(0.8 * softplus(-0.3) + 0.2 * softplus(0.3))

@@ -35,6 +35,7 @@ def test_a_gap_that_is_just_reached_is_out():
     assert 0.8 - 0.5 > 0.3  # in floating point
     for high, low in ((0.6, 0.3), (0.95, 0.65), (0.8, 0.5), (1.0, 0.7), (0.4, 0.1)):
         assert len(build_pairs([[high, low]], gap=0.3, min_pairs=0)) == 0
+        assert len(build_pairs([[high, low]], gap=0.95 - 0.65, min_pairs=0)) == 0  # a hair below 0.3
         assert len(build_pairs([[high + 1e-6, low]], gap=0.3)) == 1
 
 
