@@ -88,7 +88,8 @@ def main() -> None:
         found = measure(bench, arm, args.steps)
         shares[arm], steps[arm] = found["curriculum_share"], found["rollouts_per_second"]
     result = {
-        "ratio_median": statistics.median(ratios), "ratios": ratios, "cpu_ratio_median": statistics.median(cpu_ratios), "cpu_ratios": cpu_ratios,
+        "ratio_median": statistics.median(ratios), "ratios": ratios,
+        "cpu_ratio_median": statistics.median(cpu_ratios), "cpu_ratios": cpu_ratios,
         "plain_rollouts_per_second": statistics.median(p["rollouts_per_second"] for p, _ in pairs),
         "curriculum_share": shares, "rollouts_per_second": steps,
     }  # fmt: skip

@@ -8,8 +8,8 @@
     loss, stats = grpo(batch, denominators=denominators)     # the step, or any part of it
 
 `contract.py` says what a batch and an objective are, `policy_gradient.py` lists the six switches of the GRPO family, `presets.py` the
-methods and which library version they were compared with, `distillation.py` the losses that read a teacher. Needs torch
-(`pip install 'tutelage[lm]'`).
+methods and which library version they were compared with, `distillation.py` the losses that read a teacher, `pairwise.py` those of
+preference pairs (DPO, SPIN, TPAW). Needs torch (`pip install 'tutelage[lm]'`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tutelage.objectives.contract import Objective, check_batch, denominators_of
 from tutelage.objectives.distillation import Distillation
 from tutelage.objectives.divergence import divergence_between, token_divergence, top_k_events
 from tutelage.objectives.kl import kl_estimate
+from tutelage.objectives.pairwise import Pairwise, pairwise_logistic, sequence_logp
 from tutelage.objectives.policy_gradient import PolicyGradient, log_ratio, surrogate_loss
 from tutelage.objectives.presets import PRESETS, objective
 
@@ -35,6 +36,7 @@ __all__ = [
     "PRESETS",
     "Distillation",
     "Objective",
+    "Pairwise",
     "PolicyGradient",
     "Sum",
     "TokenAverage",
@@ -48,7 +50,9 @@ __all__ = [
     "log_ratio",
     "objective",
     "overlong_penalty",
+    "pairwise_logistic",
     "requires",
+    "sequence_logp",
     "surrogate_loss",
     "token_divergence",
     "token_returns",

@@ -2,9 +2,10 @@
 
     loss, stats = objective(batch, denominators=denominators, **hyper)
 
-`batch` is a dictionary of columns. One row is one sequence, so any partition of the rows (micro-batches, accumulation steps, processes) is
-a partition of the batch. Averages divide by `denominators`, which are counted once over the rows of one optimiser step and passed to
-every part; therefore losses, gradients and stats of the parts *add up* to those of the whole, whatever the partition:
+`batch` is a dictionary of columns. One row is one sequence (or one pair, see `pairwise.py`), so any partition of the rows (micro-batches,
+accumulation steps, processes) is a partition of the batch. Averages divide by `denominators`, which are counted once over the rows of one
+optimiser step and passed to every part; therefore losses, gradients and stats of the parts *add up* to those of the whole, whatever the
+partition:
 
     denominators = objective.denominators_of(window)           # all rows of one optimiser step
     for part in split(window):

@@ -39,7 +39,7 @@ def check_objective(
 
     Args:
         factory: builds the objective, without arguments.
-        batch: columns to use instead of random ones; float64, ending in `_BT`, `_BTV`, `_BTK` or `_B`, at least three rows.
+        batch: columns to use instead of random ones; float64, ending in `_BT`, `_BTV`, `_BTK`, `_BJ` or `_B`, at least three rows.
         policy_only: hyperparameters that switch off every term but the policy gradient, for the check that zero advantage means zero
             gradient (made for objectives that read an advantage).
         finite_differences: turn off for objectives that stop gradients by design (CISPO, straight-through estimators).
@@ -102,6 +102,8 @@ def random_batch(keys: Iterable[str], *, rows: int = 7, tokens: int = 6, seed: i
             batch[key] = normal(rows, tokens).abs()
         elif key.endswith("_BT"):
             batch[key] = normal(rows, tokens)
+        elif key.endswith("_BJ"):
+            batch[key] = logp_BT.sum(dim=1, keepdim=True) + normal(rows, 3)
         elif key.endswith("_B"):
             batch[key] = normal(rows)
         else:
