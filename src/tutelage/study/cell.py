@@ -163,14 +163,14 @@ class Observer:
         return self.seconds if self.job.budget[0] == "seconds" else float(getattr(self.trainer.ledger, self.job.budget[0]))
 
     def lesson(self, lesson: Any) -> None:
-        outcomes = lesson.outcomes
-        self.taught_LA.append(np.bincount(lesson.outcomes.arm_N, minlength=self.arms).astype(np.float64))
-        mean = {
-            "reward": outcomes.reward_NG, "solved": outcomes.solved_NG, "length": outcomes.length_NG,
-        }  # fmt: skip
+        """Keep what a lesson showed, and the arms it taught: of the groups admitted, or of all where none was and the batch is padded."""
+        outcomes, admitted_N = lesson.outcomes, lesson.admitted_N
+        taught_N = outcomes.arm_N[admitted_N] if admitted_N.any() else outcomes.arm_N
+        self.taught_LA.append(np.bincount(taught_N, minlength=self.arms).astype(np.float64))
         self.train["step"].append(int(lesson.step))
-        for key, value in mean.items():
-            self.train[key].append(math.nan if value is None or not value.size else float(np.nanmean(value)))
+        for key, value in (("reward", outcomes.reward_NG), ("solved", outcomes.solved_NG), ("length", outcomes.length_NG)):
+            known = value is not None and not np.isnan(value).all()
+            self.train[key].append(float(np.nanmean(value)) if known else math.nan)
 
     def measured(self, by_arm: list[float], step: int) -> None:
         ledger = self.trainer.ledger
