@@ -142,6 +142,7 @@ class Outcomes:
         if is_space(pool):
             columns = {"solved": solved, "kind": kind, "reward": reward, "advantage": advantage, "length": length}
             return cls._of_points(TaskSpace.of(pool), rows_N, step or 0, columns, signals or {})
+        assert not isinstance(pool, TaskSpace)
         if step is None:
             raise TutelageError("Outcomes.of needs step=, the trainer's optimiser step, for the tasks of a pool.")
         rows_N = np.asarray(rows_N, dtype=np.int64)
@@ -184,14 +185,17 @@ class Outcomes:
             _check_finite(given["reward"])
         if "reward" in given and given["reward"].ndim == 2:
             given.setdefault("advantage", group_advantage(given["reward"]))
-        kind = given.pop("kind", None)
+        kind = given.get("kind")
         return cls(
             key_N=keys_of(point_ND),
             step=int(step),
+            solved_NG=given.get("solved"),
             kind_NG=None if kind is None else kind.astype(np.int8),
+            reward_NG=given.get("reward"),
+            advantage_NG=given.get("advantage"),
+            length_NG=given.get("length"),
             signals={k: np.asarray(v) for k, v in signals.items()},
             point_ND=point_ND,
-            **{f"{name}_NG": value for name, value in given.items()},
         )
 
     def __len__(self) -> int:

@@ -38,8 +38,8 @@ class TaskSpace:
         for name, low, high in zip(self.names, self.low_D, self.high_D, strict=True):
             if not (np.isfinite(low) and np.isfinite(high) and np.isfinite(high - low)):
                 raise TutelageError(
-                    f"TaskSpace: the side {name!r} runs from low_D {low} to high_D {high}; both bounds must be finite, for points are drawn "
-                    "uniformly between them. Bound the parameter, or rescale it."
+                    f"TaskSpace: the side {name!r} runs from low_D {low} to high_D {high}; both bounds must be finite, for points are "
+                    "drawn uniformly between them. Bound the parameter, or rescale it."
                 )
             if low >= high:
                 raise TutelageError(
@@ -98,7 +98,7 @@ class TaskSpace:
 
     def contains(self, points_ND: Float) -> NDArray[np.bool_]:
         """Which points lie in the box, its faces included, shape (N,)."""
-        return ((points_ND >= self.low_D) & (points_ND <= self.high_D)).all(axis=-1)
+        return np.asarray(((points_ND >= self.low_D) & (points_ND <= self.high_D)).all(axis=-1))
 
     def check(self, points_ND: ArrayLike, *, field: str = "points_ND") -> Float:
         """`points_ND` as float64 (N, D); a wrong shape, a NaN or a point outside the box raises `TutelageError` and names the parameter."""

@@ -10,7 +10,7 @@ Shared by ALP-GMM and Covar-GMM: the fit with a criterion, and the loop around i
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +66,8 @@ class MixtureTeacher(SpaceCurriculum):
     A subclass writes `_row(point_D, reward)`, the row of one episode, and `_utility_K()`, at least 0, from `mean_KQ` and `cov_KQQ`.
     """
 
-    memory = ("row_MQ", "episodes", "mean_KQ", "cov_KQQ")
-    extra = 1
+    memory: ClassVar[tuple[str, ...]] = ("row_MQ", "episodes", "mean_KQ", "cov_KQQ")
+    extra: ClassVar[int] = 1
 
     def __init__(self, space: TaskSpace, *, seed: int, reward_range: Range, config: dict[str, Any]) -> None:
         low, high, fit_every, share = (config[name] for name in ("min_components", "max_components", "fit_every", "random_share"))

@@ -8,7 +8,7 @@ the order in which they were proposed, whatever order they come back in, for the
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,6 @@ class SpaceCurriculum(Curriculum):
     """
 
     needs = frozenset({"point_ND", "reward_NG"})
-    memory: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, space: TaskSpace, *, seed: int = 0, config: dict[str, Any] | None = None, reward_range: Range = None) -> None:
         self.space = TaskSpace.of(space)
@@ -76,8 +75,8 @@ class SpaceCurriculum(Curriculum):
         if not np.isfinite(outcomes.reward_NG).all():
             row = int(np.flatnonzero(~np.isfinite(outcomes.reward_NG).all(axis=1))[0])
             raise TutelageError(
-                f"The curriculum {self.name!r} got reward_NG {outcomes.reward_NG[row].tolist()} in row {row}; returns must be finite. Leave "
-                "an episode that could not be scored out of the lesson."
+                f"The curriculum {self.name!r} got reward_NG {outcomes.reward_NG[row].tolist()} in row {row}; returns must be finite. "
+                "Leave an episode that could not be scored out of the lesson."
             )
         reward_N = outcomes.reward_NG.mean(axis=1)
         if self.config["reward_range"] is None:

@@ -26,7 +26,7 @@ UNLOCKS, MASTERED, MOST = 75, 75, 100
 class GriddedStudent:
     """Competence per cell of an n-dimensional grid over `space`, which has `irrelevant` further parameters that change nothing.
 
-    cells: per side. dimensions: that matter. unlearnable: share of each of the first parameter's upper range whose cells stay at 0 for
+    cells: per side. dimensions: that matter. unlearnable: share of the first parameter's range, from the top, whose cells stay at 0 for
     ever, in [0, 1), rounded to whole cells.
     """
 
@@ -44,13 +44,13 @@ class GriddedStudent:
         place_CD = np.array(list(np.ndindex(*self.shape)))
         self.learnable_C = place_CD[:, 0] < max(1, round(cells * (1 - unlearnable)))
         steps = [step for step in itertools.product((0, 1), repeat=dimensions) if any(step)]
-        before = [np.ravel_multi_index(np.maximum(place_CD - step, 0).T, self.shape) for step in steps]
+        before = [np.ravel_multi_index(tuple(np.maximum(place_CD - step, 0).T), self.shape) for step in steps]
         self._before_CS = np.stack(before, axis=1)  # the cells that unlock each cell
 
     def cell_of(self, points_ND: Float) -> NDArray[np.int64]:
         """Cell numbers of points, shape (N,)."""
         place_ND = np.minimum((points_ND[:, : self.dimensions] * self.cells).astype(np.int64), self.cells - 1)
-        return np.ravel_multi_index(place_ND.T, self.shape).astype(np.int64)
+        return np.asarray(np.ravel_multi_index(tuple(place_ND.T), self.shape), dtype=np.int64)
 
     def attempt(self, points_ND: Float) -> Float:
         """One episode per point, in order; returns in [0, 1], shape (N,)."""
