@@ -63,7 +63,7 @@ def _mean_known(value_NG: Float) -> Float:
 
 def _check_finite(reward_NG: Float) -> None:
     """Refuse a return that is NaN or infinite: over a space there is no other sample of the same task to fall back on."""
-    wrong_N = ~np.isfinite(reward_NG).reshape(len(reward_NG), -1).all(axis=1)
+    wrong_N = ~np.isfinite(reward_NG).all(axis=tuple(range(1, reward_NG.ndim)))
     if wrong_N.any():
         row = int(np.flatnonzero(wrong_N)[0])
         raise TutelageError(

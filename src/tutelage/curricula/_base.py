@@ -142,7 +142,11 @@ class Curriculum:
 
     def _identity(self) -> dict[str, Any]:
         config = json.loads(json.dumps({**self.config, "seed": self.seed}, default=str))
-        return {"schema": SCHEMA, "curriculum": self.name or type(self).__name__, "config": config, "pool": self.pool.fingerprint}
+        return {"schema": SCHEMA, "curriculum": self.name or type(self).__name__, "config": config, **self._tasks()}
+
+    def _tasks(self) -> dict[str, str]:
+        """What the curriculum teaches, for the state's identity."""
+        return {"pool": self.pool.fingerprint}
 
     def _restore(self, state: dict[str, Any]) -> None:
         memory = state["memory"]

@@ -111,6 +111,5 @@ class SpaceCurriculum(Curriculum):
         super()._restore(state)
         self.open_PD = np.array(state["memory"]["open_PD"], dtype=np.float64)
 
-    def _identity(self) -> dict[str, Any]:
-        identity = {key: value for key, value in super()._identity().items() if key != "pool"}
-        return {**identity, "space": self.space.fingerprint}
+    def _tasks(self) -> dict[str, str]:
+        return {"space": self.space.fingerprint}
