@@ -36,7 +36,9 @@ class TaskSpace:
         if len(self.names) != self.dimensions or len(set(self.names)) < len(self.names):
             raise TutelageError(f"TaskSpace: expected {self.dimensions} different names, one per parameter; got {list(self.names)}.")
         for name, low, high in zip(self.names, self.low_D, self.high_D, strict=True):
-            if not (np.isfinite(low) and np.isfinite(high) and np.isfinite(high - low)):
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = np.isfinite([low, high, high - low]).all()
+            if not finite:
                 raise TutelageError(
                     f"TaskSpace: the side {name!r} runs from low_D {low} to high_D {high}; both bounds must be finite, for points are "
                     "drawn uniformly between them. Bound the parameter, or rescale it."
