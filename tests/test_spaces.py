@@ -80,6 +80,12 @@ def test_gymnasium_both_ways() -> None:
     assert tt.TaskSpace.of(box).fingerprint == SPACE.fingerprint
 
 
+def test_a_box_without_gymnasium(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium.spaces", None)
+    with pytest.raises(tt.TutelageError, match=r"to_box\(\) needs gymnasium"):
+        SPACE.to_box()
+
+
 def test_gymnasium_is_not_imported() -> None:
     code = (
         "import sys, tutelage as tt; tt.curriculum('riac', tt.TaskSpace([0], [1])); "
@@ -160,6 +166,8 @@ def test_outcomes_of_the_other_kind() -> None:
         curriculum.observe(tt.Outcomes.of(POOL, [0], reward=[[1.0]], step=0))
     with pytest.raises(tt.TutelageError, match="migrate matches memory by the names of arms"):
         tt.migrate(curriculum.state_dict(), POOL, curriculum)
+    with pytest.raises(tt.TutelageError, match=r"'alp-gmm' teaches points of a TaskSpace; .* needs a curriculum over a TaskPool"):
+        _ = curriculum.arms
 
 
 def test_the_point_that_was_cast_is_told() -> None:

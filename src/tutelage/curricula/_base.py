@@ -213,7 +213,7 @@ def migrate(state: dict[str, Any], old_pool: TaskPool, curriculum: Curriculum) -
     exist). Decks start anew, for their order belongs to a pool. The state must be one of the same curriculum over `old_pool`; its other
     hyperparameters may differ, unless they decide the shape of the memory.
     """
-    if "pool" not in state or not hasattr(curriculum, "pool"):
+    if "pool" not in state or "pool" not in curriculum._tasks():
         raise TutelageError("migrate matches memory by the names of arms; a curriculum over a TaskSpace has none, and starts anew.")
     mine, theirs = curriculum._identity(), {"curriculum": state["curriculum"], "pool": state["pool"]}
     expected = {"curriculum": mine["curriculum"], "pool": old_pool.fingerprint}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tutelage.curricula._base import Curriculum
 from tutelage.errors import TutelageError
 from tutelage.outcomes import Outcomes
+from tutelage.pools import TaskPool
 from tutelage.spaces import TaskSpace
 
 Float = NDArray[np.float64]
@@ -43,6 +44,14 @@ class SpaceCurriculum(Curriculum):
             raise TutelageError(f"{self.name}: reward_range must be finite, low before high; got {tuple(reward_range)}.")
         self._begin(seed, {**(config or {}), "reward_range": None if reward_range is None else [float(r) for r in reward_range]})
         self.open_PD = np.zeros((0, self.space.dimensions))
+
+    @property
+    def pool(self) -> TaskPool:  # type: ignore[override]
+        """There is none: a trainer or a study that asks for it gets an error that says so."""
+        raise TutelageError(
+            f"The curriculum {self.name!r} teaches points of a TaskSpace; what was asked of it needs a curriculum over a TaskPool, such as "
+            "'uniform' or 'sec'."
+        )
 
     def propose(self, n: int) -> Float:
         """Exactly `n` points of the space, float64 (n, D). Hand these very rows back to `Outcomes.of`."""
