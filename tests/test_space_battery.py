@@ -20,6 +20,12 @@ def named(name: str, **hyperparameters: Any) -> OverSpaces:
     return OverSpaces(lambda space, seed: tt.curriculum(name, space, seed=seed, **hyperparameters))
 
 
+def downhill(space: tt.TaskSpace, seed: int) -> tt.Curriculum:
+    """Oracle for spaces of any size, from their upper corner."""
+    step = tuple(-0.1 * tt.TaskSpace.of(space).range_D)
+    return tt.curriculum("oracle", space, seed=seed, step=step, every=5, threshold=0.3, width=0.25)
+
+
 SMALL: dict[str, Any] = {"fit_every": 20, "max_components": 3}
 VARIANTS = {
     "alp-gmm-small": named("alp-gmm", **SMALL, criterion="aicc", reward_range=(0.0, 1.1)),
@@ -29,12 +35,13 @@ VARIANTS = {
     "riac-small": named("riac", window=12, score="population"),
     "riac-released": named("riac", window=12, score="alp_gap", leaves_only=True, mutation_share=0.5),
     "adr-small": named("adr", low=0.3, high=0.6, queue=2, step=0.05, boundary_share=0.9),
+    "oracle-small": OverSpaces(downhill),
     "adr-relative": named("adr", low=0.3, high=0.6, queue=3, relative_step=True, reward_range=(0.0, 1.0)),
 }
 
 
 def test_what_is_registered() -> None:
-    assert NAMES == ["adr", "alp-gmm", "covar-gmm", "random", "riac"]
+    assert NAMES == ["adr", "alp-gmm", "covar-gmm", "oracle", "random", "riac"]
 
 
 BY_DESIGN = {"adr": {"check_seed_matters": "it starts as one point, and the battery's returns never reach its default of 180"}}

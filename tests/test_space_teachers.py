@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tutelage.curricula.adr import ADR
 from tutelage.curricula.alp_gmm import ALPGMM
 from tutelage.curricula.covar_gmm import CovarGMM
 from tutelage.curricula.riac import RIAC, learning_progress
+from tutelage.state import load_state, save_state
 from tutelage.students.gridded import GriddedStudent
 
 UNIT = tt.TaskSpace([0.0], [1.0])
@@ -247,6 +249,8 @@ def test_adr_relative_step() -> None:
     [
         ("adr", {"initial": (2.0,)}, r"adr: initial row 0: x0 is 2.0, outside \[0.0, 1.0\]"),
         ("adr", {"low": 3.0, "high": 2.0}, "low must lie below high"),
+        ("oracle", {"step": (0.1, 0.1)}, "step needs one finite number for each of x0"),
+        ("oracle", {"width": 0.0}, "width must lie in"),
         ("riac", {"discard": 0.0}, "discard"),
         ("riac", {"mutation_share": 0.9}, "mutation_share and random_share"),
         ("riac", {"score": "populatio"}, "populatio"),
@@ -260,6 +264,55 @@ def test_adr_relative_step() -> None:
 def test_bad_hyperparameters(name: str, hyper: dict[str, Any], message: str) -> None:
     with pytest.raises(tt.TutelageError, match=message):
         tt.curriculum(name, UNIT, **hyper)
+
+
+# --- Oracle
+
+
+def test_oracle_by_hand() -> None:
+    space = tt.TaskSpace([0.0, 0.0], [3.0, 6.0])
+    curriculum = tt.curriculum("oracle", space, step=(0.1, -0.2))
+    assert curriculum.width_D.tolist() == [0.5, 1.0]
+    assert curriculum.corner_D.tolist() == [0.0, 5.0]
+    inside_ND = curriculum.propose(500)
+    assert inside_ND.min(axis=0).tolist() >= [0.0, 5.0]
+    assert inside_ND.max(axis=0).tolist() <= [0.5, 6.0]
+    curriculum._learn(inside_ND[:50], np.full(50, 231.0))
+    np.testing.assert_allclose(curriculum.corner_D, [0.1, 4.8])
+    curriculum._learn(inside_ND[:50], np.full(50, 230.0))
+    np.testing.assert_allclose(curriculum.corner_D, [0.1, 4.8])
+    for _ in range(40):
+        curriculum._learn(inside_ND[:50], np.full(50, 300.0))
+    assert curriculum.corner_D.tolist() == [2.5, 0.0]
+    assert curriculum.metrics == {"progress": 1.0}
+
+
+# --- long runs
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper"),
+    [
+        ("alp-gmm", {"fit_every": 100, "max_components": 3}),
+        ("covar-gmm", {"fit_every": 100, "max_components": 3}),
+        ("riac", {"window": 60}),
+    ],
+)
+def test_a_long_run_resumes_exactly(name: str, hyper: dict[str, Any], tmp_path: Path) -> None:
+    """Across fits, splits and the blocks of the store of pairs, cut at an uneven place."""
+    student = GriddedStudent(cells=4)
+    whole = tt.curriculum(name, student.space, seed=1, **hyper)
+    teach(whole, student, 1176)
+    save_state(tmp_path / "state.npz", whole.state_dict())
+    resumed = tt.curriculum(name, student.space, seed=1, **hyper)
+    resumed.load_state_dict(load_state(tmp_path / "state.npz"))
+    for _ in range(60):
+        points_ND = whole.propose(8)
+        assert np.array_equal(points_ND, resumed.propose(8))
+        outcomes = tt.Outcomes.of(student.space, points_ND, reward=student.attempt(points_ND))
+        whole.observe(outcomes)
+        resumed.observe(outcomes)
+    assert whole.metrics == resumed.metrics
 
 
 # --- the toy

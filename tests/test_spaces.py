@@ -154,7 +154,7 @@ def test_a_pool_curriculum_refuses_a_space(name: str) -> None:
         tt.curriculum(name, SPACE)
 
 
-@pytest.mark.parametrize("name", ["random", "alp-gmm", "riac", "covar-gmm", "adr"])
+@pytest.mark.parametrize("name", ["random", "alp-gmm", "riac", "covar-gmm", "adr", "oracle"])
 def test_a_space_curriculum_refuses_a_pool(name: str) -> None:
     with pytest.raises(tt.TutelageError, match="Expected a TaskSpace or a Gymnasium Box; got a TaskPool"):
         tt.curriculum(name, POOL)

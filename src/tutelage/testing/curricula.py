@@ -12,7 +12,8 @@ or one test per check, as pytest shows them best:
         check()
 
 A curriculum over a `TaskSpace` has `check_space_curriculum`, whose factory takes a space and a seed (`OverSpaces(factory)` marks one for
-`parametrize_with_checks`): the same promises where they apply, and those of points, returns and the ledger of proposals.
+`parametrize_with_checks`): the same promises where they apply, and those of points, returns and the ledger of proposals. Spaces have one
+to five parameters.
 
 A factory takes a pool and a seed. The pools have integer or string keys, one arm column and a prior difficulty; a simulated student fills
 every column of `Outcomes` and, for signals that the curriculum declares, one number per task.
