@@ -15,13 +15,29 @@ from tutelage.curricula._base import Curriculum, Wants, migrate
 from tutelage.errors import TutelageError
 from tutelage.outcomes import Kind, Outcomes, group_advantage
 from tutelage.pools import Arms, TaskPool
+from tutelage.spaces import TaskSpace
 
 __version__ = "0.1.0"
-__all__ = ["Arms", "Curriculum", "Kind", "Outcomes", "TaskPool", "TutelageError", "Wants", "curriculum", "group_advantage", "migrate"]
+__all__ = [
+    "Arms",
+    "Curriculum",
+    "Kind",
+    "Outcomes",
+    "TaskPool",
+    "TaskSpace",
+    "TutelageError",
+    "Wants",
+    "curriculum",
+    "group_advantage",
+    "migrate",
+]
 
 
-def curriculum(name: str, pool: TaskPool, *, seed: int = 0, **hyperparameters: Any) -> Curriculum:
-    """Build a curriculum by name over a pool. `tutelage ls` lists the names, `tutelage show NAME` the hyperparameters."""
+def curriculum(name: str, pool: TaskPool | TaskSpace, *, seed: int = 0, **hyperparameters: Any) -> Curriculum:
+    """Build a curriculum by name over a pool, or over a `TaskSpace` or Gymnasium `Box`.
+
+    `tutelage ls` lists the names, `tutelage show NAME` the hyperparameters.
+    """
     from tutelage.registry import curricula
 
     return curricula.build(name, pool, seed=seed, **hyperparameters)

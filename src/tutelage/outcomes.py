@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tutelage.errors import TutelageError
+from tutelage.spaces import TaskSpace, is_space, keys_of
 
 if TYPE_CHECKING:
     from tutelage.pools import TaskPool
@@ -60,6 +61,17 @@ def _mean_known(value_NG: Float) -> Float:
     return np.where(count_N > 0, total_N / np.maximum(count_N, 1), np.nan)
 
 
+def _check_finite(reward_NG: Float) -> None:
+    """Refuse a return that is NaN or infinite: over a space there is no other sample of the same task to fall back on."""
+    wrong_N = ~np.isfinite(reward_NG).all(axis=tuple(range(1, reward_NG.ndim)))
+    if wrong_N.any():
+        row = int(np.flatnonzero(wrong_N)[0])
+        raise TutelageError(
+            f"reward (or solved, where no reward is given) of row {row} is {reward_NG[row].tolist()}; the returns of a TaskSpace's points "
+            "must be finite. Leave an episode that could not be scored out of the lesson, its point and its return alike."
+        )
+
+
 @dataclass(frozen=True)
 class Outcomes:
     """What one lesson showed, one row per task.
@@ -68,6 +80,7 @@ class Outcomes:
     arm_N: arm codes. solved_NG: the verifier's judgement before any shaping, in [0, 1], NaN where unscorable. kind_NG: `Kind` codes.
     reward_NG: what was optimised. advantage_NG: the engine's own, or derived. length_NG: completion tokens.
     signals: further arrays whose first axis is N (loss, entropy, teacher agreement ...).
+    point_ND: for tasks of a `TaskSpace`, their parameters, float64; the keys are then hashes of the points (see `tutelage.spaces.keys_of`).
     """
 
     key_N: NDArray[Any]
@@ -79,11 +92,14 @@ class Outcomes:
     advantage_NG: Float | None = None
     length_NG: Float | None = None
     signals: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    point_ND: Float | None = None
 
     def __post_init__(self) -> None:
         n = len(self.key_N)
         if self.arm_N is not None and self.arm_N.shape != (n,):
             raise TutelageError(f"Outcomes.arm_N has shape {self.arm_N.shape}; expected ({n},), one arm per task.")
+        if self.point_ND is not None and (self.point_ND.ndim != 2 or len(self.point_ND) != n):
+            raise TutelageError(f"Outcomes.point_ND has shape {self.point_ND.shape}; expected ({n}, D), one point per task.")
         groups = {name: v for name, v in self.columns().items() if name.endswith("_NG")}
         for name, value in groups.items():
             if value.ndim != 2 or len(value) != n:
@@ -107,10 +123,10 @@ class Outcomes:
     @classmethod
     def of(
         cls,
-        pool: TaskPool,
+        pool: TaskPool | TaskSpace,
         rows_N: ArrayLike,
         *,
-        step: int,
+        step: int | None = None,
         solved: ArrayLike | None = None,
         kind: ArrayLike | None = None,
         reward: ArrayLike | None = None,
@@ -120,8 +136,15 @@ class Outcomes:
     ) -> Outcomes:
         """Outcomes of rows of a pool. Advantages are derived from `reward` (else from `solved`) where absent, see `group_advantage`.
 
-        A reward column that is absent equals `solved`: nothing was shaped.
+        A reward column that is absent equals `solved`: nothing was shaped. Given a `TaskSpace` (or a Gymnasium `Box`), the rows are points
+        (N, D); `step` may then be left out (0), a column may be (N,) for one attempt per task, and rewards must be finite.
         """
+        if is_space(pool):
+            columns = {"solved": solved, "kind": kind, "reward": reward, "advantage": advantage, "length": length}
+            return cls._of_points(TaskSpace.of(pool), rows_N, step or 0, columns, signals or {})
+        assert not isinstance(pool, TaskSpace)
+        if step is None:
+            raise TutelageError("Outcomes.of needs step=, the trainer's optimiser step, for the tasks of a pool.")
         rows_N = np.asarray(rows_N, dtype=np.int64)
         if rows_N.size and not 0 <= rows_N.min() <= rows_N.max() < len(pool):
             raise TutelageError(
@@ -146,6 +169,33 @@ class Outcomes:
             advantage_NG=as_float["advantage"],
             length_NG=as_float["length"],
             signals={k: np.asarray(v) for k, v in (signals or {}).items()},
+        )
+
+    @classmethod
+    def _of_points(
+        cls, space: TaskSpace, points_ND: ArrayLike, step: int, columns: dict[str, ArrayLike | None], signals: Mapping[str, ArrayLike]
+    ) -> Outcomes:
+        """Outcomes of points of a space."""
+        point_ND = space.check(points_ND)
+        given = {name: np.asarray(value, dtype=np.float64) for name, value in columns.items() if value is not None}
+        given = {name: value[:, None] if value.ndim == 1 else value for name, value in given.items()}
+        if "solved" in given:
+            given.setdefault("reward", given["solved"])
+        if "reward" in given:
+            _check_finite(given["reward"])
+        if "reward" in given and given["reward"].ndim == 2:
+            given.setdefault("advantage", group_advantage(given["reward"]))
+        kind = given.get("kind")
+        return cls(
+            key_N=keys_of(point_ND),
+            step=int(step),
+            solved_NG=given.get("solved"),
+            kind_NG=None if kind is None else kind.astype(np.int8),
+            reward_NG=given.get("reward"),
+            advantage_NG=given.get("advantage"),
+            length_NG=given.get("length"),
+            signals={k: np.asarray(v) for k, v in signals.items()},
+            point_ND=point_ND,
         )
 
     def __len__(self) -> int:

@@ -1,1 +1,2 @@
-"""What the student learns next. One curriculum, one file; `_base` holds the contract, `_draws` the shared sampling."""
+"""What the student learns next. One curriculum, one file; `_base` holds the contract, `_spaces` that over continuous spaces,
+`_draws` the shared sampling."""

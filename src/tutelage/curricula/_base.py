@@ -20,6 +20,7 @@ from tutelage.curricula._draws import Deck
 from tutelage.errors import TutelageError
 from tutelage.outcomes import Outcomes
 from tutelage.pools import Arms, TaskPool
+from tutelage.spaces import is_space
 
 SCHEMA = 1
 
@@ -48,7 +49,16 @@ class Curriculum:
     by_arm: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pool: TaskPool, *, seed: int = 0, config: dict[str, Any] | None = None) -> None:
+        if is_space(pool):
+            raise TutelageError(
+                f"The curriculum {self.name or type(self).__name__!r} teaches the tasks of a TaskPool; it got a continuous space "
+                f"({type(pool).__name__}). Build a TaskPool, or choose a curriculum over spaces, such as 'random' or 'alp-gmm'."
+            )
         self.pool = pool
+        self._begin(seed, config)
+
+    def _begin(self, seed: int, config: dict[str, Any] | None) -> None:
+        """Seed, configuration and generator; common to curricula over pools and over spaces."""
         self.seed = int(seed)
         self.config = dict(config or {})
         label = int.from_bytes(blake2b(type(self).__name__.encode(), digest_size=4).digest(), "big")
@@ -62,7 +72,7 @@ class Curriculum:
         """What to measure before the next proposal; None (the default) for nothing."""
         return None
 
-    def propose(self, n: int) -> NDArray[np.int64]:
+    def propose(self, n: int) -> NDArray[Any]:
         """Exactly `n` rows of the pool, int64."""
         if n < 1:
             raise TutelageError(f"propose(n) needs n of at least 1; got {n}.")
@@ -76,6 +86,12 @@ class Curriculum:
 
     def observe(self, outcomes: Outcomes, *, probe: bool = False) -> None:
         """Learn from a lesson: all groups, those to be rejected too. `probe` marks the answer to `wants`."""
+        self._check_columns(outcomes)
+        if len(outcomes):
+            self._observe(outcomes, probe=probe)
+
+    def _check_columns(self, outcomes: Outcomes) -> None:
+        """Refuse outcomes without a column that the curriculum declares."""
         for column in sorted(self.needs):
             missing = column[8:] not in outcomes.signals if column.startswith("signals/") else getattr(outcomes, column) is None
             if missing:
@@ -83,8 +99,6 @@ class Curriculum:
                     f"The curriculum {self.name!r} needs the column {column}, which this lesson does not have. "
                     f"Present: {', '.join([*outcomes.columns(), *(f'signals/{s}' for s in outcomes.signals)])}."
                 )
-        if len(outcomes):
-            self._observe(outcomes, probe=probe)
 
     def admit(self, outcomes: Outcomes) -> NDArray[np.bool_]:
         """Which groups may train, shape (N,); pure. Default: all."""
@@ -128,7 +142,11 @@ class Curriculum:
 
     def _identity(self) -> dict[str, Any]:
         config = json.loads(json.dumps({**self.config, "seed": self.seed}, default=str))
-        return {"schema": SCHEMA, "curriculum": self.name or type(self).__name__, "config": config, "pool": self.pool.fingerprint}
+        return {"schema": SCHEMA, "curriculum": self.name or type(self).__name__, "config": config, **self._tasks()}
+
+    def _tasks(self) -> dict[str, str]:
+        """What the curriculum teaches, for the state's identity."""
+        return {"pool": self.pool.fingerprint}
 
     def _restore(self, state: dict[str, Any]) -> None:
         memory = state["memory"]
@@ -145,7 +163,7 @@ class Curriculum:
 
     # For subclasses -------------------------------------------------------------------------------------------------------------------
 
-    def _propose(self, n: int) -> NDArray[np.int64]:
+    def _propose(self, n: int) -> NDArray[Any]:
         raise TutelageError(f"{type(self).__name__} must define _propose(n).")
 
     def _observe(self, outcomes: Outcomes, *, probe: bool) -> None:
@@ -195,6 +213,8 @@ def migrate(state: dict[str, Any], old_pool: TaskPool, curriculum: Curriculum) -
     exist). Decks start anew, for their order belongs to a pool. The state must be one of the same curriculum over `old_pool`; its other
     hyperparameters may differ, unless they decide the shape of the memory.
     """
+    if "pool" not in state or "pool" not in curriculum._tasks():
+        raise TutelageError("migrate matches memory by the names of arms; a curriculum over a TaskSpace has none, and starts anew.")
     mine, theirs = curriculum._identity(), {"curriculum": state["curriculum"], "pool": state["pool"]}
     expected = {"curriculum": mine["curriculum"], "pool": old_pool.fingerprint}
     if theirs != expected:

@@ -15,6 +15,8 @@ from typing import Any
 
 _HOME = {
     "CheckResult": "curricula",
+    "OverSpaces": "curricula",
+    "check_space_curriculum": "curricula",
     "check_curriculum": "curricula",
     "curriculum_checks": "curricula",
     "parametrize_with_checks": "curricula",

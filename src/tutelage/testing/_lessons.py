@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,21 @@ from tutelage.curricula._base import Curriculum
 from tutelage.errors import TutelageError
 from tutelage.outcomes import Kind, Outcomes
 from tutelage.pools import TaskPool
+from tutelage.spaces import TaskSpace
 
 COLUMNS = tuple(f.name for f in fields(Outcomes) if f.name not in ("key_N", "step", "signals"))
 Factory = Callable[[TaskPool, int], Curriculum]
-Decision = tuple[NDArray[np.int64], NDArray[np.bool_]]
+Decision = tuple[NDArray[Any], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class OverSpaces:
+    """Marks a factory of curricula over a `TaskSpace`, so that the checks hand it spaces and ask for points."""
+
+    build: Callable[[TaskSpace, int], Curriculum]
+
+    def __call__(self, space: Any, seed: int) -> Curriculum:
+        return self.build(space, seed)
 
 
 def expect(condition: Any, message: str) -> None:
@@ -41,23 +52,34 @@ def make_pool(size: int = 60, arms: int = 3, *, seed: int = 0, string_keys: bool
     )
 
 
+def make_space(*, seed: int = 0) -> TaskSpace:
+    """A space of two sides of unequal length, neither of which starts at 0."""
+    return TaskSpace([-1.0, 2.0], [0.5 + seed, 8.0], names=["slope", "length"])
+
+
+def make_tasks(factory: Factory | OverSpaces, *, seed: int = 0) -> Any:
+    """The pool or the space that a factory takes."""
+    return make_space(seed=seed) if isinstance(factory, OverSpaces) else make_pool(seed=seed)
+
+
 def simulate(
-    pool: TaskPool,
-    rows_N: NDArray[np.int64],
+    pool: TaskPool | TaskSpace,
+    rows_N: NDArray[Any],
     *,
     step: int,
     attempts: int = 4,
     solved: ArrayLike | None = None,
     signals: Iterable[str] = (),
 ) -> Outcomes:
-    """What a student that improves with `step` shows on these rows: every column, and the named signals as numbers in [0, 1), shape (N,).
+    """What a student that improves with `step` shows on these rows (or points of a space).
+
+    Every column, and the named signals as numbers in [0, 1), shape (N,).
 
     solved: the judgements to give instead, one for all or shape (N, attempts), NaN for unscorable; the reward then equals them.
     """
     rng = np.random.default_rng([step, attempts, len(rows_N)])
     shape = (len(rows_N), attempts)
-    assert pool.difficulty_N is not None
-    chance_N1 = 1 / (1 + np.exp(pool.difficulty_N[rows_N].astype(np.float64) - 0.2 * step))[:, None]
+    chance_N1 = 1 / (1 + np.exp(_difficulty(pool, rows_N) - 0.2 * step))[:, None]
     solved_NG = (rng.random(shape) < chance_N1).astype(np.float64) if solved is None else np.broadcast_to(solved, shape).astype(np.float64)
     reward_NG = solved_NG if solved is not None else solved_NG + 0.1 * rng.random(shape)
     kind_NG = np.where(np.isnan(solved_NG), Kind.MALFORMED, np.where(solved_NG >= 1, Kind.CORRECT, Kind.WRONG))
@@ -74,6 +96,14 @@ def simulate(
     )
 
 
+def _difficulty(tasks: TaskPool | TaskSpace, rows_N: NDArray[Any]) -> NDArray[np.float64]:
+    """How hard each task is, about 0 on average; in a space it grows along every parameter."""
+    if isinstance(tasks, TaskSpace):
+        return np.asarray(4 * ((rows_N - tasks.low_D) / tasks.range_D).mean(axis=1) - 2)
+    assert tasks.difficulty_N is not None
+    return tasks.difficulty_N[rows_N].astype(np.float64)
+
+
 def signals_of(curriculum: Curriculum) -> set[str]:
     """The signals that a curriculum declares."""
     return {column.removeprefix("signals/") for column in curriculum.needs if column.startswith("signals/")}
@@ -86,7 +116,7 @@ def keep_only(outcomes: Outcomes, needs: Iterable[str]) -> Outcomes:
     return replace(outcomes, **dropped, signals={k: v for k, v in outcomes.signals.items() if f"signals/{k}" in names})
 
 
-def lesson(curriculum: Curriculum, pool: TaskPool, step: int, *, n: int = 16, bare: bool = False, **student: Any) -> Decision:
+def lesson(curriculum: Curriculum, pool: TaskPool | TaskSpace, step: int, *, n: int = 16, bare: bool = False, **student: Any) -> Decision:
     """One whole lesson: what was proposed and what was admitted. `bare` withholds every column that is not declared."""
     declared = signals_of(curriculum)
     wants = curriculum.wants()
@@ -102,7 +132,7 @@ def lesson(curriculum: Curriculum, pool: TaskPool, step: int, *, n: int = 16, ba
     return rows_N.copy(), np.array(curriculum.admit(outcomes))
 
 
-def run(curriculum: Curriculum, pool: TaskPool, lessons: int, *, start: int = 0, **options: Any) -> list[Decision]:
+def run(curriculum: Curriculum, pool: TaskPool | TaskSpace, lessons: int, *, start: int = 0, **options: Any) -> list[Decision]:
     """Several lessons in a row, at the steps `start`, `start + 1`, ..."""
     return [lesson(curriculum, pool, step, **options) for step in range(start, start + lessons)]
 

@@ -12,12 +12,15 @@ import numpy as np
 
 from tutelage.curricula._base import Curriculum
 from tutelage.pools import TaskPool
+from tutelage.spaces import TaskSpace
 from tutelage.state import load_state, save_state
 from tutelage.testing._lessons import (
     Factory,
+    OverSpaces,
     expect,
     first_difference,
     make_pool,
+    make_tasks,
     raises,
     run,
     same,
@@ -30,7 +33,7 @@ from tutelage.testing._lessons import (
 
 def check_state_is_plain(factory: Factory) -> None:
     """The state holds plain JSON values and arrays only, and comes back from disk as it was."""
-    pool = make_pool()
+    pool = make_tasks(factory)
     curriculum = factory(pool, 0)
     run(curriculum, pool, 3)
     state = curriculum.state_dict()
@@ -39,7 +42,7 @@ def check_state_is_plain(factory: Factory) -> None:
 
 def check_state_is_a_copy(factory: Factory) -> None:
     """A state shares no memory with the curriculum, whether it was taken or loaded; neither do proposals."""
-    pool = make_pool()
+    pool = make_tasks(factory)
     curriculum, twin = factory(pool, 0), factory(pool, 0)
     run(curriculum, pool, 3)
     run(twin, pool, 3)
@@ -60,7 +63,7 @@ def check_state_is_a_copy(factory: Factory) -> None:
 
 def check_resume(factory: Factory) -> None:
     """A run resumed from disk decides exactly as the unbroken one, cut between lessons or between `propose` and `observe`."""
-    pool = make_pool()
+    pool = make_tasks(factory)
     for cut in (0, 1, 4):
         curriculum = factory(pool, 0)
         run(curriculum, pool, cut)
@@ -73,7 +76,7 @@ def check_resume(factory: Factory) -> None:
         _continue(curriculum, resumed, pool, 21, "between propose and observe")
 
 
-def _continue(curriculum: Curriculum, resumed: Curriculum, pool: TaskPool, step: int, when: str) -> None:
+def _continue(curriculum: Curriculum, resumed: Curriculum, pool: TaskPool | TaskSpace, step: int, when: str) -> None:
     difference = first_difference(run(curriculum, pool, 5, start=step), run(resumed, pool, 5, start=step))
     expect(not difference, f"a run resumed {when} differs: {difference}; is something missing in `memory`?")
     expect(same(dict(curriculum.metrics), dict(resumed.metrics)), f"a run resumed {when} reports other metrics")
@@ -92,7 +95,7 @@ def check_string_keys(factory: Factory) -> None:
 
 def check_load_replaces_everything(factory: Factory) -> None:
     """Loading into a curriculum that has already taught forgets what it knew."""
-    pool = make_pool()
+    pool = make_tasks(factory)
     curriculum, used = factory(pool, 0), factory(pool, 0)
     run(curriculum, pool, 3)
     run(used, pool, 5, start=50, n=7)
@@ -129,12 +132,12 @@ def check_state_bounded_in_time(factory: Factory) -> None:
 
 def check_foreign_state(factory: Factory) -> None:
     """The state of another pool, seed, configuration or curriculum, or a damaged one, raises `TutelageError` and changes nothing."""
-    pool = make_pool()
+    pool = make_tasks(factory)
     curriculum = factory(pool, 0)
     run(curriculum, pool, 2)
-    other_pool = make_pool(seed=1)
+    other_pool = make_tasks(factory, seed=1)
     strangers: list[tuple[str, dict[str, Any]]] = [
-        ("pool", _taught(factory(other_pool, 0), other_pool)),
+        ("space" if isinstance(factory, OverSpaces) else "pool", _taught(factory(other_pool, 0), other_pool)),
         ("seed", _taught(factory(pool, 1), pool)),
         ("curriculum", {**snapshot(curriculum), "curriculum": "another"}),
     ]
@@ -149,7 +152,7 @@ def check_foreign_state(factory: Factory) -> None:
         expect(same(before, snapshot(curriculum)), f"{what} raised, but had already changed the curriculum")
 
 
-def _taught(curriculum: Curriculum, pool: TaskPool) -> dict[str, Any]:
+def _taught(curriculum: Curriculum, pool: TaskPool | TaskSpace) -> dict[str, Any]:
     run(curriculum, pool, 2)
     return curriculum.state_dict()
 
@@ -161,7 +164,7 @@ def _through_disk(state: dict[str, Any]) -> dict[str, Any]:
         return load_state(path)
 
 
-def _resumed(factory: Factory, pool: TaskPool, curriculum: Curriculum) -> Curriculum:
+def _resumed(factory: Factory, pool: Any, curriculum: Curriculum) -> Curriculum:
     fresh = factory(pool, 0)
     fresh.load_state_dict(_through_disk(curriculum.state_dict()))
     return fresh

@@ -11,6 +11,10 @@ or one test per check, as pytest shows them best:
     def test_contract(check):
         check()
 
+A curriculum over a `TaskSpace` has `check_space_curriculum`, whose factory takes a space and a seed (`OverSpaces(factory)` marks one for
+`parametrize_with_checks`): the same promises where they apply, and those of points, returns and the ledger of proposals. Spaces have one
+to five parameters.
+
 A factory takes a pool and a seed. The pools have integer or string keys, one arm column and a prior difficulty; a simulated student fills
 every column of `Outcomes` and, for signals that the curriculum declares, one number per task.
 """
@@ -20,15 +24,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from tutelage.curricula._base import Curriculum
 from tutelage.errors import unknown
-from tutelage.testing import _lesson_checks, _state_checks
-from tutelage.testing._lessons import Factory
+from tutelage.spaces import TaskSpace
+from tutelage.testing import _lesson_checks, _space_checks, _state_checks
+from tutelage.testing._lessons import Factory, OverSpaces
 
 Status = Literal["passed", "failed", "expected failure"]
 CHECKS: dict[str, Callable[[Factory], None]] = {
     name: check for module in (_lesson_checks, _state_checks) for name, check in vars(module).items() if name.startswith("check_")
+}
+
+SPACE_CHECKS: dict[str, Callable[[Any], None]] = {
+    **{name: CHECKS[name] for name in _space_checks.SHARED},
+    **{name: check for name, check in vars(_space_checks).items() if name.startswith("check_")},
 }
 
 
@@ -42,14 +53,18 @@ class CheckResult:
     reason: str = ""
 
 
-def curriculum_checks(factory: Factory) -> Iterator[tuple[str, Callable[[], None]]]:
+def curriculum_checks(factory: Factory | OverSpaces) -> Iterator[tuple[str, Callable[[], None]]]:
     """The checks of a curriculum as (name, function without arguments that raises on failure)."""
-    for name, check in CHECKS.items():
+    for name, check in _checks_for(factory).items():
         yield name, functools.partial(check, factory)
 
 
+def _checks_for(factory: Factory | OverSpaces) -> dict[str, Callable[[Any], None]]:
+    return SPACE_CHECKS if isinstance(factory, OverSpaces) else CHECKS
+
+
 def check_curriculum(
-    factory: Factory, *, expected_failed_checks: Mapping[str, str] | None = None, on_fail: Literal["raise", "return"] = "raise"
+    factory: Factory | OverSpaces, *, expected_failed_checks: Mapping[str, str] | None = None, on_fail: Literal["raise", "return"] = "raise"
 ) -> list[CheckResult]:
     """Run every check on a curriculum and return the results.
 
@@ -59,14 +74,24 @@ def check_curriculum(
     """
     expected = dict(expected_failed_checks or {})
     for name in expected:
-        if name not in CHECKS:
-            raise unknown("check", name, CHECKS)
+        if name not in _checks_for(factory):
+            raise unknown("check", name, _checks_for(factory))
     results = [_result(name, check, expected.get(name)) for name, check in curriculum_checks(factory)]
     failed = [result for result in results if result.status == "failed"]
     if failed and on_fail == "raise":
         lines = [f"  {r.name}: {type(r.error).__name__}: {r.error}" for r in failed]
         raise AssertionError("\n".join([f"{len(failed)} of {len(results)} checks failed:", *lines])) from failed[0].error
     return results
+
+
+def check_space_curriculum(
+    factory: Callable[[TaskSpace, int], Curriculum],
+    *,
+    expected_failed_checks: Mapping[str, str] | None = None,
+    on_fail: Literal["raise", "return"] = "raise",
+) -> list[CheckResult]:
+    """`check_curriculum` for a curriculum over spaces; the factory builds it from a `TaskSpace` and a seed."""
+    return check_curriculum(OverSpaces(factory), expected_failed_checks=expected_failed_checks, on_fail=on_fail)
 
 
 def _result(name: str, check: Callable[[], None], reason: str | None) -> CheckResult:
@@ -80,7 +105,7 @@ def _result(name: str, check: Callable[[], None], reason: str | None) -> CheckRe
 
 
 def parametrize_with_checks(
-    factories: Mapping[str, Factory], *, expected_failed_checks: Mapping[str, Mapping[str, str]] | None = None
+    factories: Mapping[str, Factory | OverSpaces], *, expected_failed_checks: Mapping[str, Mapping[str, str]] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A pytest decorator that hands every check of every curriculum to a test with the one argument `check`.
 

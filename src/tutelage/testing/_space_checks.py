@@ -1,0 +1,158 @@
+"""Checks of a curriculum over a continuous space; run by `tutelage.testing.check_space_curriculum` beside those of all curricula."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from tutelage.curricula._base import Curriculum
+from tutelage.outcomes import Outcomes
+from tutelage.spaces import TaskSpace
+from tutelage.testing._lessons import (
+    OverSpaces,
+    expect,
+    expect_finite_metrics,
+    first_difference,
+    make_pool,
+    make_space,
+    raises,
+    run,
+    same,
+    simulate,
+    snapshot,
+    state_bytes,
+)
+
+SHARED = (
+    "check_declaration",
+    "check_wants",
+    "check_deterministic",
+    "check_seed_matters",
+    "check_global_rng",
+    "check_empty_outcomes",
+    "check_all_solved",
+    "check_all_failed",
+    "check_group_sizes",
+    "check_missing_columns",
+    "check_declared_columns_suffice",
+    "check_outcomes_untouched",
+    "check_admit",
+    "check_metrics",
+    "check_state_is_plain",
+    "check_state_is_a_copy",
+    "check_resume",
+    "check_load_replaces_everything",
+    "check_foreign_state",
+)
+
+
+def check_points(factory: OverSpaces) -> None:
+    """`propose(n)` gives exactly n float64 points inside the space, in one dimension or many, tiny or vast, and refuses n below 1."""
+    wide = TaskSpace(np.arange(5.0), np.arange(5.0) + 0.25)
+    for space in (make_space(), wide, TaskSpace([-1e6], [1e6]), TaskSpace([1.0], [1.0 + 1e-9])):
+        curriculum = factory(space, 0)
+        for step, n in enumerate((1, 2, 33, 64, 1)):
+            points_ND = curriculum.propose(n)
+            shape = (n, space.dimensions)
+            expect(
+                isinstance(points_ND, np.ndarray) and points_ND.dtype == np.float64 and points_ND.shape == shape,
+                f"propose({n}) over {space!r} gave {points_ND!r:.80}, not float64 of shape {shape}",
+            )
+            expect(space.contains(points_ND).all(), f"propose({n}) left {space!r}: {points_ND[~space.contains(points_ND)][:1].tolist()}")
+            curriculum.observe(simulate(space, points_ND, step=step))
+        expect_finite_metrics(curriculum)
+        for n in (0, -1):
+            raises(functools.partial(curriculum.propose, n), f"propose({n})")
+
+
+def check_a_pool_is_refused(factory: OverSpaces) -> None:
+    """A `TaskPool` in place of a space raises `TutelageError` and says what was expected."""
+    message = raises(lambda: factory(make_pool(), 0), "building a curriculum over spaces from a TaskPool")
+    expect("TaskSpace" in message, f"the error for a pool does not name TaskSpace: {message}")
+
+
+def check_order_of_rows(factory: OverSpaces) -> None:
+    """The rows of a lesson may come back in any order, and in parts of later lessons' size."""
+    space = make_space()
+    one, other = factory(space, 0), factory(space, 0)
+    for step in range(6):
+        points_ND = one.propose(32)
+        expect(same(points_ND, other.propose(32)), f"the order of rows in earlier lessons changed the proposals of lesson {step}")
+        outcomes = simulate(space, points_ND, step=step)
+        one.observe(outcomes)
+        other.observe(outcomes.take(np.random.default_rng(step).permutation(32)))
+    difference = first_difference(run(one, space, 3, start=6), run(other, space, 3, start=6))
+    expect(not difference, f"the same outcomes in another order lead to other decisions: {difference}")
+
+
+def check_late_returns(factory: OverSpaces) -> None:
+    """Several lessons may be open at once, and episodes come back one by one."""
+    space = make_space()
+    curriculum = factory(space, 0)
+    lessons = [curriculum.propose(6) for _ in range(4)]
+    for step, points_ND in enumerate(reversed(lessons)):
+        outcomes = simulate(space, points_ND, step=step)
+        for row in range(6):
+            curriculum.observe(outcomes.take(np.array([row])))
+    run(curriculum, space, 2, start=4)
+    expect_finite_metrics(curriculum)
+
+
+def check_never_proposed(factory: OverSpaces) -> None:
+    """A point that was not proposed, was observed already, or came back in float32 raises, names `point_ND` and teaches nothing."""
+    space = make_space()
+    curriculum = factory(space, 0)
+    run(curriculum, space, 2)
+    points_ND = curriculum.propose(8)
+    good = simulate(space, points_ND, step=2)
+    foreign_ND = points_ND.copy()
+    foreign_ND[5] = space.low_D + 0.123456789 * space.range_D
+    _refused(curriculum, simulate(space, foreign_ND, step=2), "point_ND row 5", "a point that was never proposed")
+    curriculum.observe(good)
+    _refused(curriculum, good, "point_ND", "a lesson that was observed already")
+
+
+def check_returns_are_finite(factory: OverSpaces) -> None:
+    """A return that is NaN or infinite raises, names the reward and teaches nothing (where the curriculum reads returns)."""
+    space = make_space()
+    curriculum = factory(space, 0)
+    run(curriculum, space, 2)
+    points_ND = curriculum.propose(4)
+    good = simulate(space, points_ND, step=2)
+    for bad in (math.nan, math.inf, -math.inf):
+        reward_NG = np.array(good.reward_NG)
+        reward_NG[2, 0] = bad
+        message = raises(functools.partial(Outcomes.of, space, points_ND, reward=reward_NG), f"Outcomes.of a return of {bad}")
+        expect("reward" in message, f"the error for a return of {bad} does not name the reward: {message}")
+        if "reward_NG" in curriculum.needs:
+            _refused(curriculum, replace(good, reward_NG=reward_NG), "reward_NG", f"a return of {bad}")
+    curriculum.observe(good)
+
+
+def _refused(curriculum: Curriculum, outcomes: Outcomes, field: str, what: str) -> None:
+    before = snapshot(curriculum)
+    message = raises(functools.partial(curriculum.observe, outcomes), f"observing {what}")
+    expect(field in message, f"the error for {what} does not name {field}: {message}")
+    expect(same(before, snapshot(curriculum)), f"observing {what} raised, but had already changed the curriculum")
+
+
+def check_state_growth(factory: OverSpaces) -> None:
+    """The state grows at most with the episodes observed, and abandoned proposals do not accumulate without end."""
+    space = make_space()
+    curriculum = factory(space, 0)
+    run(curriculum, space, 10, n=8)
+    early = state_bytes(curriculum.state_dict())
+    run(curriculum, space, 60, start=10, n=8)
+    grown = state_bytes(curriculum.state_dict()) - early
+    allowed = 60 * 8 * 256 * (space.dimensions + 2) + 8192
+    expect(grown <= allowed, f"the state grew by {grown:,} bytes in 480 episodes; allowed are {allowed:,}")
+    for _ in range(12):
+        curriculum.propose(1000)
+    early = state_bytes(curriculum.state_dict())
+    for _ in range(12):
+        curriculum.propose(1000)
+    late = state_bytes(curriculum.state_dict())
+    expect(late <= early + 1024, f"proposals that are never observed make the state grow from {early:,} to {late:,} bytes")
