@@ -164,7 +164,8 @@ def test_memory_stays_at_chunks_for_a_tensor_of_any_size(tmp_path):
     code = (
         "import resource, pathlib, sys; from tutelage.edits.merge import Merge; from tutelage.edits.recipe import read_recipe\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10\n"
-        "job = Merge(read_recipe(sys.argv[1])); before = peak(); job.run(pathlib.Path(sys.argv[2])); print(peak() - before, job.plan().peak_memory)"
+        "job = Merge(read_recipe(sys.argv[1])); before = peak(); job.run(pathlib.Path(sys.argv[2]))\n"
+        "print(peak() - before, job.plan().peak_memory)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "r.yaml"), str(tmp_path / "out")]
     used, planned = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())

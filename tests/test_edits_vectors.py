@@ -141,6 +141,17 @@ def test_both_copies_of_a_tied_weight_change_and_come_back(tmp_path):
     assert bits(tmp_path / "back") == bits(tmp_path / "gone")
 
 
+def test_a_head_that_was_untied_by_training_is_not_overlooked(tmp_path):
+    tensors = random(0)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    base = WeightStore(save(tmp_path / "base", tensors, tie_word_embeddings=True))
+    bare = WeightStore(save(tmp_path / "bare", tensors) / "model.safetensors")  # no configuration says that its copies are tied
+    assert not any(c.changed for c in diff(base, bare))
+    tensors["lm_head.weight"][0, 0] += 1
+    with pytest.raises(TutelageError, match="a head of its own"):
+        diff(base, WeightStore(save(tmp_path / "tuned", tensors, tie_word_embeddings=True)))
+
+
 def test_without_base_or_sidecar_remove_refuses(pair, tmp_path):
     vector = make(pair, tmp_path)
     apply(pair[0], [vector], tmp_path / "out")
@@ -241,7 +252,8 @@ def test_killed_midway_no_output_bears_the_name(pair, tmp_path):
     code = (
         "import os, signal, sys, pathlib; from tutelage.edits.apply import apply; from tutelage.edits.store import WeightStore\n"
         "from tutelage.edits.task_vector import TaskVector\n"
-        "apply(WeightStore(sys.argv[1]), [TaskVector(sys.argv[2])], pathlib.Path(sys.argv[3]), tell=lambda n: os.kill(os.getpid(), signal.SIGKILL))"
+        "apply(WeightStore(sys.argv[1]), [TaskVector(sys.argv[2])], pathlib.Path(sys.argv[3]),"
+        " tell=lambda n: os.kill(os.getpid(), signal.SIGKILL))"
     )
     command = [sys.executable, "-c", code, str(pair[0].path), str(vector.path), str(tmp_path / "out")]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL

@@ -95,11 +95,9 @@ class Merge:
     def _merged(self, source: TensorInfo, dtype: str) -> Iterator[Array]:
         name = source.name
         rng = np.random.default_rng([self.seed, *hashlib.sha256(name.encode()).digest()])
-        models = [self._numbers(model, name) for model in self.models]
-        bases = self._numbers(self.base, name) if self.base is not None else None
-        for parts in zip(*models, strict=True):
-            base = next(bases) if bases is not None else None
-            merged = self._call(list(parts), base, rng, self.hyper[name])
+        stores = [*self.models, *([self.base] if self.base is not None else [])]
+        for parts in zip(*(self._numbers(store, name) for store in stores), strict=True):
+            merged = self._call(list(parts[: len(self.models)]), parts[-1], rng, self.hyper[name])
             result = encode(merged, dtype)
             require_finite(decode_bits(result, dtype), name, f"the merged tensor (it does not fit {dtype})")
             yield result
@@ -119,7 +117,7 @@ class Merge:
             yield numbers
         self.inputs[str(store.path.resolve())][place] = digest.hexdigest()
 
-    def _call(self, models: list[Array], base: Array | None, rng: np.random.Generator, hyper: dict[str, Any]) -> Array:
+    def _call(self, models: list[Array], base: Array, rng: np.random.Generator, hyper: dict[str, Any]) -> Array:
         arguments: list[Any] = [models] if self.base is None else [base, models]
         return np.asarray(self.function(*arguments, *([rng] if self.takes_rng else []), **hyper))
 

@@ -112,8 +112,8 @@ def parse_recipe(table: Any, *, folder: Path = Path(), source: str = "recipe") -
     base = _place(table["base_model"], folder, source) if table.get("base_model") else None
     if base is None and method != "linear":
         raise TutelageError(f"{source}: merge_method {named} needs base_model, the checkpoint that the models were trained from.")
-    models, settings = _models(table, method, base, folder, source)
     options = _options(table, named, method, source)
+    models, settings = _models(table, method, base, folder, source)
     return Recipe(method, models, base, settings, options, _dtype(table, source), source)
 
 

@@ -106,9 +106,10 @@ class WeightStore:
             return {}
         heads = [n for n in self.tensors if n.endswith(_HEADS)]
         sources = [n for n in self.tensors if n.endswith(_EMBEDDINGS)]
-        return {head: source for head in heads for source in sources[:1] if self._same(head, source)}
+        return {head: source for head in heads for source in sources[:1] if self.equal(head, source)}
 
-    def _same(self, one: str, other: str) -> bool:
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors are the same in format, shape and every bit."""
         a, b = self.tensors[one], self.tensors[other]
         if (a.dtype, a.shape) != (b.dtype, b.shape):
             return False
@@ -208,8 +209,8 @@ def require_editable(info: TensorInfo) -> None:
 def compare_shapes(base: WeightStore, other: WeightStore) -> None:
     """Raise `TutelageError` unless both hold the same tensors in the same shapes (tied copies apart)."""
     here, there = base.tensors, other.tensors
-    missing = [n for n in base.names if n not in there and n not in other.tied]
-    extra = [n for n in other.names if n not in here and n not in base.tied]
+    missing = [n for n in base.names if n not in there]
+    extra = [n for n in other.names if n not in base.names and not (n in base.tied and other.equal(n, base.tied[n]))]
     if missing or extra:
         parts = [f"{len(m)} only in {s.path} ({', '.join(m[:3])}{', ...' if len(m) > 3 else ''})" for m, s in
                  ((missing, base), (extra, other)) if m]  # fmt: skip
