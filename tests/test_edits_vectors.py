@@ -125,6 +125,18 @@ def test_undo_is_exact_for_sharded_bfloat16(tmp_path, tied):
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_sidecar_of_several_chunks_survives_another_chunk_size(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    stores = [WeightStore(save(tmp_path / n, {"w": rng.normal(size=(7, 11)).astype("float32")})) for n in ("base", "tuned")]
+    vector = make(stores, tmp_path)
+    monkeypatch.setattr("tutelage.edits.apply.CHUNK", 10)
+    apply(stores[0], [vector], tmp_path / "out", undo="sidecar", scale=1e3)
+    monkeypatch.undo()
+    stores[0].path.rename(tmp_path / "gone")
+    remove(WeightStore(tmp_path / "out"), [vector], tmp_path / "back")
+    assert bits(tmp_path / "back") == bits(tmp_path / "gone")
+
+
 def test_both_copies_of_a_tied_weight_change_and_come_back(tmp_path):
     stores = []
     for seed in (0, 1):

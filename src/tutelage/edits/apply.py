@@ -21,7 +21,7 @@ import numpy as np
 from tutelage.edits._dtypes import Array, decode, encode, require_finite
 from tutelage.edits._safetensors import TensorInfo
 from tutelage.edits.plan import Plan, match, peak_memory
-from tutelage.edits.store import WeightStore, fingerprint, require_editable, write_like
+from tutelage.edits.store import CHUNK, WeightStore, fingerprint, require_editable, write_like
 from tutelage.edits.task_vector import TaskVector, Tell, wrong_base
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_dir
@@ -78,7 +78,7 @@ def apply(
         else:
             write_like(base, folder, job.produce)
         record = {
-            "format": VERSION, "edit": "apply", "scale": scale, "undo": undo,
+            "format": VERSION, "edit": "apply", "scale": scale, "undo": undo, "chunk": CHUNK,
             "base": {"path": str(base.path.resolve()), "tensors": job.before},
             "vectors": [{"path": str(v.path.resolve()), "content": v.content} for v in vectors],
             "touched": [n for n in base.tensors if base.tied.get(n, n) in job.touched], "tensors": job.after,
@@ -87,9 +87,9 @@ def apply(
     return record
 
 
-def sum_of(vectors: list[TaskVector], name: str) -> Iterator[Array]:
+def sum_of(vectors: list[TaskVector], name: str, elements: int) -> Iterator[Array]:
     """The chunks of Σ_v τ_v of one tensor, over the vectors that have it."""
-    sources = [v.delta.numbers(name) for v in vectors if name in v.delta.tensors]
+    sources = [v.delta.numbers(name, elements) for v in vectors if name in v.delta.tensors]
     for parts in zip(*sources, strict=True):
         total = parts[0]
         for part in parts[1:]:
@@ -127,7 +127,7 @@ class _Apply:
 
     def _edited(self, info: TensorInfo, name: str, before: Any, after: Any) -> Iterator[Array]:
         corrections = self.sidecar.open(info.name, "w", force_zip64=True) if self.sidecar else None
-        for stored, delta in zip(self.base.chunks(info.name), sum_of(self.vectors, name), strict=True):
+        for stored, delta in zip(self.base.chunks(info.name, CHUNK), sum_of(self.vectors, name, CHUNK), strict=True):
             before.update(stored.data)
             numbers = decode(stored, info.dtype)
             require_finite(numbers, info.name, info.file)

@@ -109,7 +109,8 @@ class _Rebuilt(_Checked):
             return
         with self.archive.open(info.name) as corrections:
             source = self._source(info.name)
-            for stored, delta in zip(self.store.chunks(info.name), sum_of(self.vectors, source), strict=True):
+            chunk = self.record["chunk"]  # the byte planes are those of a chunk
+            for stored, delta in zip(self.store.chunks(info.name, chunk), sum_of(self.vectors, source, chunk), strict=True):
                 guess = encode(decode(stored, info.dtype) - step_of(delta, self.record["scale"], info), info.dtype)
                 yield corrected(guess, corrections.read(guess.nbytes))
 
