@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,6 +44,6 @@ def positive_sum(weights: list[float]) -> float:
     return sum(weights)
 
 
-def deltas(base: Array, models: Sequence[Array]) -> list[Array]:
-    """τ_m = θ_m − θ_base."""
-    return [model - base for model in models]
+def deltas(base: Array, models: Sequence[Array]) -> Iterator[Array]:
+    """τ_m = θ_m − θ_base, one at a time."""
+    return (model - base for model in models)

@@ -32,7 +32,7 @@ def peak_memory(infos: Iterable[TensorInfo], models: int, *, whole: bool) -> int
     """An estimate of the bytes needed to combine `models` checkpoints: in chunks, or a whole tensor at a time."""
     largest = max((info.numel for info in infos), default=0)
     elements = largest if whole else min(largest, CHUNK)
-    return _IDLE + elements * 4 * (3 * models + 3 if whole else models + 4)
+    return _IDLE + elements * 4 * (2 * models + 8 if whole else models + 4)
 
 
 def match(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
