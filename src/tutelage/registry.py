@@ -150,6 +150,7 @@ class Registry:
 curricula = Registry("curriculum", "curricula", "tutelage.curricula")
 objectives = Registry("objective", "objectives", "tutelage.objectives")
 verifiers = Registry("verifier", "verifiers", "tutelage.tasks.verifiers")
+edits = Registry("edit", "edits", "tutelage.edits")
 replications = Registry("replication", "replications", "tutelage.replications")
 
-NOUNS: tuple[Registry, ...] = (curricula, objectives, verifiers, replications)
+NOUNS: tuple[Registry, ...] = (curricula, objectives, verifiers, edits, replications)

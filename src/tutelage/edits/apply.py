@@ -1,0 +1,177 @@
+"""Adding task vectors to a base, and taking them off again to the bit.
+
+    θ_out = round(θ_base + s · Σ_v τ_v)
+
+Rounding loses what subtraction could not bring back, so that undoing needs more than the vector. OUT records where its base lies and the
+fingerprint of each tensor: `remove` copies the base from there after checking every bit. Where the base is not to be kept, the sidecar
+(`undo.zip`) holds, compressed, the bits by which the base differs from `round(θ_out − s · Σ_v τ_v)`. All sums are of float32 numbers,
+elementwise and in one order, so that any machine finds the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.edits._dtypes import Array, decode, encode, require_finite
+from tutelage.edits._safetensors import TensorInfo
+from tutelage.edits.plan import Plan, match, peak_memory
+from tutelage.edits.store import CHUNK, WeightStore, fingerprint, require_editable, write_like
+from tutelage.edits.task_vector import TaskVector, Tell, wrong_base
+from tutelage.errors import TutelageError
+from tutelage.files import atomic_dir
+
+RECORD = "edit.json"
+SIDECAR = "undo.zip"
+VERSION = 1
+
+
+def plan_apply(base: WeightStore, vectors: list[TaskVector], *, only: list[str] | None = None) -> Plan:
+    """What `apply` will do. Raises where a vector is of another base, as far as headers tell, or a pattern matches nothing."""
+    for vector in vectors:
+        vector.check_names(base)
+    names = [name for name in base.names if any(name in v.delta.tensors for v in vectors)]
+    touched = match(only, names) if only is not None else names
+    for name in touched:
+        require_editable(base.tensors[name])
+    aside = {name: "not among the chosen patterns" for name in names if name not in set(touched)}
+    read = sum(v.delta.tensors[n].nbytes for v in vectors for n in touched if n in v.delta.tensors)
+    return Plan(
+        touched, len(base.tensors) - len(touched), base.nbytes + read, base.nbytes,
+        peak_memory(base.tensors.values(), 1 + len(vectors), whole=False), aside | base.others()[1],
+    )  # fmt: skip
+
+
+def apply(
+    base: WeightStore,
+    vectors: list[TaskVector],
+    out: Path,
+    *,
+    scale: float = 1.0,
+    only: list[str] | None = None,
+    undo: str = "base",
+    tell: Tell | None = None,
+) -> dict[str, Any]:
+    """Write `base` plus `scale` times the sum of `vectors` to the directory `out`, and return the record kept there as edit.json.
+
+    Args:
+        scale: s; negative to negate a vector.
+        only: shell-style patterns of the tensors to edit; a pattern that matches nothing raises.
+        undo: "base" relies on the base staying where it is, "sidecar" also writes what rebuilds it without.
+        tell: called with the number of bytes read.
+    """
+    if undo not in ("base", "sidecar"):
+        raise TutelageError(f"The way to undo is 'base' or 'sidecar', not {undo!r}.")
+    if not vectors or not np.isfinite(scale):
+        raise TutelageError("Give at least one task vector, and a finite scale.")
+    plan = plan_apply(base, vectors, only=only)
+    with atomic_dir(out) as folder:
+        job = _Apply(base, vectors, set(plan.touched), scale, tell)
+        if undo == "sidecar":
+            with zipfile.ZipFile(folder / SIDECAR, "x", zipfile.ZIP_DEFLATED, compresslevel=1) as job.sidecar:
+                write_like(base, folder, job.produce)
+        else:
+            write_like(base, folder, job.produce)
+        record = {
+            "format": VERSION, "edit": "apply", "scale": scale, "undo": undo, "chunk": CHUNK,
+            "base": {"path": str(base.path.resolve()), "tensors": job.before},
+            "vectors": [{"path": str(v.path.resolve()), "content": v.content} for v in vectors],
+            "touched": [n for n in base.tensors if base.tied.get(n, n) in job.touched], "tensors": job.after,
+        }  # fmt: skip
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record
+
+
+def sum_of(vectors: list[TaskVector], name: str, elements: int) -> Iterator[Array]:
+    """The chunks of Σ_v τ_v of one tensor, over the vectors that have it."""
+    sources = [v.delta.numbers(name, elements) for v in vectors if name in v.delta.tensors]
+    for parts in zip(*sources, strict=True):
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        yield total
+
+
+class _Apply:
+    """The chunks of OUT, with fingerprints of both sides taken on the way."""
+
+    sidecar: zipfile.ZipFile | None = None
+
+    def __init__(self, base: WeightStore, vectors: list[TaskVector], touched: set[str], scale: float, tell: Tell | None) -> None:
+        self.base, self.vectors, self.touched, self.scale = base, vectors, touched, scale
+        self.tell = tell or (lambda count: None)
+        self.before: dict[str, str] = {}
+        self.after: dict[str, str] = {}
+
+    def produce(self, info: TensorInfo) -> Iterator[Array]:
+        before = fingerprint(info)
+        name = self.base.tied.get(info.name, info.name)
+        if name in self.touched:
+            after = fingerprint(info)
+            yield from self._edited(info, name, before, after)
+        else:
+            after = before
+            for stored in self.base.chunks(info.name):
+                before.update(stored.data)
+                self.tell(stored.nbytes)
+                yield stored
+        self.before[info.name], self.after[info.name] = before.hexdigest(), after.hexdigest()
+        for vector in self.vectors:
+            if self.before[info.name] != vector.base[name]:
+                self._refuse(vector)
+
+    def _edited(self, info: TensorInfo, name: str, before: Any, after: Any) -> Iterator[Array]:
+        corrections = self.sidecar.open(info.name, "w", force_zip64=True) if self.sidecar else None
+        for stored, delta in zip(self.base.chunks(info.name, CHUNK), sum_of(self.vectors, name, CHUNK), strict=True):
+            before.update(stored.data)
+            numbers = decode(stored, info.dtype)
+            require_finite(numbers, info.name, info.file)
+            step = step_of(delta, self.scale, info)
+            result = encode(numbers + step, info.dtype)
+            reached = decode(result, info.dtype)
+            require_finite(reached, info.name, f"the result (it does not fit {info.dtype})")
+            if corrections is not None:
+                corrections.write(planes(encode(reached - step, info.dtype), stored).data.cast("B"))
+            after.update(result.data)
+            self.tell(stored.nbytes)
+            yield result
+        if corrections is not None:
+            corrections.close()
+
+    def _refuse(self, vector: TaskVector) -> None:
+        """Read the rest of the base, so that the error counts every tensor that differs."""
+        vector.check_base(self.base)
+        raise wrong_base(vector.path, self.base.path, [n for n, h in self.before.items() if vector.base.get(n) != h])
+
+
+def step_of(delta: Array, scale: float, info: TensorInfo) -> Array:
+    return np.multiply(delta, scale, dtype=np.float64 if info.dtype == "F64" else np.float32)
+
+
+def planes(guess: Array, truth: Array) -> Array:
+    """The bits in which two arrays of stored bits differ, byte plane by byte plane (the high bytes are nearly all zero)."""
+    size = truth.dtype.itemsize
+    return np.ascontiguousarray((guess.view(np.uint8) ^ truth.view(np.uint8)).reshape(-1, size).T)
+
+
+def corrected(guess: Array, differences: bytes) -> Array:
+    """Undo `planes`: the truth from a guess."""
+    size = guess.dtype.itemsize
+    mask = np.frombuffer(differences, np.uint8).reshape(size, -1).T.reshape(-1)
+    return (guess.view(np.uint8) ^ mask).view(guess.dtype)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of an edited checkpoint."""
+    path = folder / RECORD
+    if not path.exists():
+        raise TutelageError(f"{folder} has no {RECORD}: it was not made by an edit of this library, or the file was left behind.")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["format"] > VERSION:
+        raise TutelageError(f"{path} is of format {record['format']}, and this version reads up to {VERSION}. Update tutelage.")
+    return dict(record)

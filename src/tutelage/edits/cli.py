@@ -1,0 +1,204 @@
+"""`tutelage edit ...`: checkpoints in, checkpoints out. Every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Change a checkpoint's weights: compare, merge, add and take off task vectors, verify.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+OutDir = Annotated[Path, typer.Option("-o", "--out", help="A directory that does not exist yet.")]
+Vectors = Annotated[list[Path], typer.Argument(help="Task vectors, as written by diff.")]
+
+
+@app.command()
+def diff(
+    base: Annotated[Path, typer.Argument(help="The checkpoint before.")],
+    tuned: Annotated[Path, typer.Argument(help="The checkpoint after.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the task vector to this .safetensors file.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Number format of the vector: float32, bfloat16, float16, float64.")] = "float32",
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """What changed between two checkpoints, tensor by tensor; with -o, as a task vector that knows its base."""
+    from tutelage.edits._dtypes import FLOATS, NAMES, storage
+    from tutelage.edits.plan import Plan, peak_memory
+    from tutelage.edits.store import WeightStore, compare_shapes
+    from tutelage.edits.task_vector import diff as compare
+    from tutelage.errors import unknown
+
+    before, after = WeightStore(base), WeightStore(tuned)
+    if dry_run:
+        compare_shapes(before, after)
+        if dtype not in NAMES:
+            raise unknown("number format", dtype, NAMES)
+        floats = [info for name in before.names if (info := before.tensors[name]).dtype in FLOATS]
+        most = sum(info.numel for info in floats) * storage(NAMES[dtype]).itemsize if out else 0
+        skipped = {name: f"{copy} is stored once" for name, copy in before.tied.items()}
+        plan = Plan([i.name for i in floats], 0, before.nbytes + after.nbytes, most, peak_memory(floats, 2, whole=False), skipped)
+        _print_plan(plan, as_json)
+        return
+    with _progress("diff", sum(before.tensors[n].nbytes + after.tensors[n].nbytes for n in before.names), quiet=as_json) as tell:
+        changes = compare(before, after, out, dtype=dtype, tell=tell)
+    changed = [c for c in changes if c.changed]
+    if as_json:
+        _print({"base": str(base), "tuned": str(tuned), "vector": str(out) if out else None, "tensors": [c.as_dict() for c in changes]})
+        return
+    rows = [[c.name, f"{c.share:.1%}", f"{c.relative:.2e}", f"{c.largest:.2e}"] for c in changed]
+    if rows:
+        _table(["tensor", "elements changed", "relative norm", "largest"], rows)
+    typer.echo(f"{len(changed)} of {len(changes)} tensors differ" + (f"; {out}, {_size(out.stat().st_size)}" if out else ""))
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="YAML as mergekit's: linear, task_arithmetic, ties, dare_linear, dare_ties.")],
+    out: OutDir,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of dare's masks.")] = 0,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Merge checkpoints by a recipe."""
+    from tutelage.edits.merge import Merge
+    from tutelage.edits.recipe import read_recipe
+
+    job = Merge(read_recipe(recipe), seed=seed)
+    plan = job.plan()
+    if dry_run:
+        _print_plan(plan, as_json)
+        return
+    with _progress("merge", plan.bytes_in, quiet=as_json) as tell:
+        record = job.run(out, tell=tell)
+    _done(out, record, as_json)
+
+
+@app.command()
+def apply(
+    base: Annotated[Path, typer.Argument(help="The checkpoint that the vectors were made from.")],
+    vectors: Vectors,
+    out: OutDir,
+    scale: Annotated[float, typer.Option("--scale", help="Multiplies the sum of the vectors; negative takes a task away.")] = 1.0,
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="PATTERN", help="Only tensors like this: '*.mlp.*'.")] = None,
+    undo: Annotated[str, typer.Option("--undo", help="base: needs the base again; sidecar: also writes what rebuilds it.")] = "base",
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Add task vectors to their base; `remove` takes them off again, to the bit."""
+    from tutelage.edits.apply import SIDECAR, plan_apply
+    from tutelage.edits.apply import apply as add
+    from tutelage.edits.store import WeightStore
+    from tutelage.edits.task_vector import TaskVector
+
+    store, opened = WeightStore(base), [TaskVector(path) for path in vectors]
+    plan = plan_apply(store, opened, only=only)
+    if dry_run:
+        _print_plan(plan, as_json)
+        return
+    with _progress("apply", store.nbytes, quiet=as_json) as tell:
+        record = add(store, opened, out, scale=scale, only=only, undo=undo, tell=tell)
+    if undo == "sidecar":
+        record["sidecar_bytes"] = (out / SIDECAR).stat().st_size
+    _done(out, record, as_json)
+
+
+@app.command()
+def remove(
+    edited: Annotated[Path, typer.Argument(help="A checkpoint that apply wrote.")],
+    vectors: Vectors,
+    out: OutDir,
+    base: Annotated[Path | None, typer.Option("--base", help="Where the base lies now, if it was moved.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Get back the base that a checkpoint was made from, equal in every bit."""
+    from tutelage.edits.remove import remove as take_off
+    from tutelage.edits.store import WeightStore
+    from tutelage.edits.task_vector import TaskVector
+
+    store, opened = WeightStore(edited), [TaskVector(path) for path in vectors]
+    with _progress("remove", store.nbytes, quiet=as_json) as tell:
+        result = take_off(store, opened, out, base=base, tell=tell)
+    if as_json:
+        _print(result | {"out": str(out)})
+    else:
+        typer.echo(f"{out}: {result['tensors']} tensors, equal to the base in every bit (from the {result['source']}, {result['path']})")
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint.")], as_json: Json = False) -> None:
+    """Is a checkpoint whole: files, index, finite numbers, and the bits that an edit recorded. Exit status 2 if not."""
+    from tutelage.edits.store import WeightStore
+    from tutelage.edits.verify import verify as check
+
+    store = WeightStore(path)
+    with _progress("verify", store.nbytes, quiet=as_json) as tell:
+        result = check(store, tell=tell)
+    if as_json:
+        _print(result)
+    else:
+        for problem in result["problems"]:
+            typer.echo(problem)
+        state = f"{len(result['problems'])} problems" if result["problems"] else "whole"
+        recorded = ", as its edit recorded" if result["recorded"] and not result["problems"] else ""
+        typer.echo(f"{path}: {state}{recorded} ({result['tensors']} tensors, {_size(result['bytes'])})")
+    if result["problems"]:
+        raise typer.Exit(2)
+
+
+@contextmanager
+def _progress(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(label), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, quiet=quiet)
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _done(out: Path, record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print(record | {"out": str(out)})
+        return
+    sidecar = f"; undo.zip, {_size(record['sidecar_bytes'])}" if "sidecar_bytes" in record else ""
+    typer.echo(f"{out}: {len(record['tensors'])} tensors{sidecar}")
+
+
+def _print_plan(plan: Any, as_json: bool) -> None:
+    if as_json:
+        _print(plan.as_dict())
+        return
+    typer.echo(f"tensors calculated  {len(plan.touched)}")
+    for name in plan.touched:
+        typer.echo(f"  {name}")
+    typer.echo(f"tensors copied      {plan.copied}\nbytes read          {_size(plan.bytes_in)}")
+    typer.echo(f"bytes written       {_size(plan.bytes_out)}")
+    typer.echo(f"peak memory, about  {_size(plan.peak_memory)}")
+    for name, why in plan.skipped.items():
+        typer.echo(f"skipped             {name}: {why}")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        typer.echo("  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]))
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{count} bytes" if unit == "bytes" else f"{size:.2f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=1))

@@ -1,0 +1,285 @@
+"""Checkpoints on disk, read and written chunk by chunk: a Hugging Face directory (one file or shards with an index) or a bare file.
+
+Nothing is ever unpickled, and no torch is needed. A copy is written file by file in the layout of its template, headers included, so that a
+checkpoint whose tensors are unchanged has files equal to the byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.edits._dtypes import FLOATS, NAMES, Array, decode, require_finite, storage
+from tutelage.edits._safetensors import Header, TensorInfo, build_header, read_header, write_header
+from tutelage.errors import TutelageError
+
+CHUNK = 1 << 18  # elements read at a time: what fits a core's cache, three times as fast as chunks that do not
+
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".index.json")
+_OWN = ("edit.json", "undo.zip")
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
+
+Produce = Callable[[TensorInfo], Iterable[Array]]
+
+
+class WeightStore:
+    """The tensors of a checkpoint by name, without loading them.
+
+    `tensors` maps each stored name to its `TensorInfo`; `tied` maps the second copy of a tied weight to the first, where a configuration
+    with `tie_word_embeddings` goes with two copies that are equal to the bit: both are then edited as one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.index: dict[str, str] | None = None
+        self.folder = self.path if self.path.is_dir() else None
+        self.headers: dict[Path, Header] = {file: read_header(file) for file in self._files()}
+        self.tensors: dict[str, TensorInfo] = {}
+        for file, header in self.headers.items():
+            for name, info in header.tensors.items():
+                if name in self.tensors:
+                    raise TutelageError(f"The tensor {name} stands both in {self.tensors[name].file} and in {file}; remove one of the two.")
+                self.tensors[name] = info
+        self._check_index()
+        self.tied = self._find_tied()
+
+    def _files(self) -> list[Path]:
+        if self.folder is None:
+            if not self.path.is_file():
+                raise TutelageError(
+                    f"There is no checkpoint at {self.path}. Expected a model directory or a .safetensors file; a model on the hub is "
+                    f"fetched first, with: hf download {self.path} --local-dir DIR"
+                )
+            if self.path.suffix != ".safetensors":
+                raise TutelageError(f"{self.path} is not a .safetensors file. Pickled weights are not read; convert them first.")
+            return [self.path]
+        if (self.folder / "adapter_config.json").exists():
+            raise TutelageError(f"{self.path} is a PEFT adapter, not a checkpoint. Merge it into its base first (merge_and_unload).")
+        whole = self.folder / "model.safetensors"
+        if whole.exists():  # as transformers does, a whole file comes before shards
+            return [whole]
+        self.index = self._read_index()
+        if self.index is not None:
+            return [self.folder / name for name in dict.fromkeys(sorted(self.index.values()))]
+        found = sorted(self.folder.glob("*.safetensors"))
+        if len(found) == 1:
+            return found
+        if found:
+            raise TutelageError(f"{self.path} has {len(found)} .safetensors files and no {_INDEX}, which says what each holds.")
+        pickled = any(next(self.folder.glob(f"*{end}"), None) for end in (".bin", ".pt", ".pth"))
+        why = "only pickled weights, which are not read; load and save the model once with transformers" if pickled else "no weights"
+        raise TutelageError(f"{self.path} has {why}. Expected model.safetensors, or shards with {_INDEX}.")
+
+    def _read_index(self) -> dict[str, str] | None:
+        path = self.path / _INDEX
+        if not path.exists():
+            return None
+        try:
+            index = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise TutelageError(f"{path} is not an index of shards ({type(error).__name__}: {error}); fetch it again.") from None
+        for name in dict.fromkeys(index.values()):
+            if Path(name).name != name or not (self.path / name).exists():
+                raise TutelageError(f"{path} names the file {name}, which is not there. Fetch it again.")
+        return index
+
+    def _check_index(self) -> None:
+        for name, file in (self.index or {}).items():
+            if name not in self.tensors or self.tensors[name].file.name != file:
+                raise TutelageError(f"{self.path / _INDEX} places the tensor {name} in {file}, which does not hold it. Fetch both again.")
+        if self.index is not None and (extra := self.tensors.keys() - self.index.keys()):
+            name = min(extra)
+            raise TutelageError(f"The tensor {name} of {self.tensors[name].file} is missing from {_INDEX}. Fetch both again.")
+
+    def _find_tied(self) -> dict[str, str]:
+        config = self.config
+        if not config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings", False)):
+            return {}
+        heads = [n for n in self.tensors if n.endswith(_HEADS)]
+        sources = [n for n in self.tensors if n.endswith(_EMBEDDINGS)]
+        return {head: source for head in heads for source in sources[:1] if self.equal(head, source)}
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors are the same in format, shape and every bit."""
+        a, b = self.tensors[one], self.tensors[other]
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        return all(np.array_equal(x.view(np.uint8), y.view(np.uint8)) for x, y in zip(self.chunks(one), self.chunks(other), strict=True))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's configuration; empty for a bare file."""
+        path = self.path / "config.json"
+        if self.folder is None or not path.exists():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise TutelageError(f"{path} is not a JSON object: {error}.") from None
+
+    @property
+    def names(self) -> list[str]:
+        """Every tensor once: second copies of tied weights are left out."""
+        return [name for name in self.tensors if name not in self.tied]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def chunks(self, name: str, elements: int | None = CHUNK) -> Iterator[Array]:
+        """The stored bits of a tensor, flat, `elements` at a time (None: all at once); decode them with `numbers`."""
+        info = self.tensors[name]
+        dtype = storage(info.dtype)
+        left = info.nbytes // dtype.itemsize
+        with open(info.file, "rb", buffering=0) as file:
+            file.seek(info.start)
+            while left:
+                count = min(left, elements or left)
+                part = np.empty(count, dtype)
+                view = part.data.cast("B")
+                got = 0
+                while got < len(view):
+                    read = file.readinto(view[got:])
+                    if not read:
+                        raise TutelageError(f"{info.file} ended within the tensor {name}: it was cut short while being read.")
+                    got += read
+                left -= count
+                yield part
+
+    def numbers(self, name: str, elements: int | None = CHUNK) -> Iterator[Array]:
+        """The values of a floating-point tensor, flat, `elements` at a time, as float32 (F64: float64); NaN and infinities raise."""
+        info = self.tensors[name]
+        require_editable(info)
+        for part in self.chunks(name, elements):
+            values = decode(part, info.dtype)
+            require_finite(values, name, info.file)
+            yield values
+
+    def fingerprint(self, name: str) -> str:
+        """The SHA-256 of a tensor's format, shape and bits."""
+        digest = fingerprint(self.tensors[name])
+        for part in self.chunks(name):
+            digest.update(part.data)
+        return digest.hexdigest()
+
+    def others(self) -> tuple[list[Path], dict[str, str]]:
+        """The files beside the weights: those that go along with a copy, and those that do not, with the reason."""
+        carried: list[Path] = []
+        skipped: dict[str, str] = {}
+        for path in sorted(self.folder.iterdir()) if self.folder is not None else []:
+            if path in self.headers or (path.name == _INDEX and self.index is not None) or path.name in _OWN:
+                continue
+            if path.is_dir():
+                skipped[path.name + "/"] = "a folder"
+            elif path.name.startswith("."):
+                skipped[path.name] = "a hidden file"
+            elif path.name.endswith(_WEIGHTS):
+                skipped[path.name] = "other weights, or pickled state"
+            elif path.name.lower() == "readme.md":
+                skipped[path.name] = "describes the weights before the edit"
+            else:
+                carried.append(path)
+        return carried, skipped
+
+
+def fingerprint(info: TensorInfo) -> Any:
+    """A SHA-256 begun with a tensor's format and shape, to be updated with its bits."""
+    return hashlib.sha256(f"{info.dtype} {list(info.shape)} ".encode())
+
+
+def require_editable(info: TensorInfo) -> None:
+    """Raise for a format that is not a plain floating-point one."""
+    if info.dtype not in FLOATS:
+        raise TutelageError(
+            f"The tensor {info.name} of {info.file} is stored as {info.dtype}, which cannot be calculated with. Expected one of "
+            f"{', '.join(FLOATS)}: dequantise the checkpoint first, or leave this tensor out."
+        )
+
+
+def compare_shapes(base: WeightStore, other: WeightStore) -> None:
+    """Raise `TutelageError` unless both hold the same tensors in the same shapes (tied copies apart)."""
+    here, there = base.tensors, other.tensors
+    missing = [n for n in base.names if n not in there]
+    untied = base.tensors.keys() - base.tied.keys()
+    extra = [n for n in other.names if n not in untied and not (n in base.tied and other.equal(n, base.tied[n]))]
+    if missing or extra:
+        parts = [f"{len(m)} only in {s.path} ({', '.join(m[:3])}{', ...' if len(m) > 3 else ''})" for m, s in
+                 ((missing, base), (extra, other)) if m]  # fmt: skip
+        hint = " One has tied word embeddings and the other a head of its own." if any(n.endswith(_HEADS) for n in missing + extra) else ""
+        raise TutelageError(f"{base.path} and {other.path} do not hold the same tensors: {'; '.join(parts)}.{hint}")
+    for name in base.names:
+        a, b = here[name], there[name]
+        if a.shape != b.shape:
+            words = name.endswith(_EMBEDDINGS + _HEADS)
+            hint = " The vocabularies differ: resize one model's embeddings to the other's first." if words else ""
+            raise TutelageError(f"The tensor {name} has the shape {a.shape} in {base.path} and {b.shape} in {other.path}.{hint}")
+
+
+def write_like(template: WeightStore, folder: Path, produce: Produce, *, dtype: str | None = None) -> None:
+    """Write a checkpoint into `folder` in the layout of `template`, each tensor from the chunks of bits that `produce` gives.
+
+    `dtype` (such as "BF16") converts the floating-point tensors; the configuration and the index follow. Other files are copied.
+    The caller wraps this in `files.atomic_dir`, so that nothing half-written ever bears the final name.
+    """
+    total = 0
+    for file, header in template.headers.items():
+        raw, infos = _converted(header, dtype)
+        with open(folder / file.name, "xb") as out:
+            write_header(out, raw)
+            for info in infos:
+                before = out.tell()
+                for part in produce(info):
+                    out.write(part.data.cast("B"))
+                if out.tell() - before != info.nbytes:
+                    raise RuntimeError(f"{info.name}: {out.tell() - before} bytes were made, not {info.nbytes}")
+                total += info.nbytes
+    for path in template.others()[0]:
+        shutil.copyfile(path, folder / path.name)
+    _write_index(template, folder, total)
+    if dtype is not None:
+        _write_config(template, folder, dtype)
+
+
+def _converted(header: Header, dtype: str | None) -> tuple[bytes, list[TensorInfo]]:
+    infos = list(header.tensors.values())
+    if dtype is None or all(info.dtype in (dtype,) or info.dtype not in FLOATS for info in infos):
+        return header.raw, infos
+    infos = [converted(info, dtype) for info in infos]
+    return build_header([(i.name, i.dtype, i.shape, i.nbytes) for i in infos], header.metadata), infos
+
+
+def converted(info: TensorInfo, dtype: str | None) -> TensorInfo:
+    """`info` as it is stored in `dtype`, for a floating-point tensor."""
+    if dtype is None or info.dtype not in FLOATS:
+        return info
+    return TensorInfo(info.name, dtype, info.shape, info.file, info.start, info.numel * storage(dtype).itemsize)
+
+
+def _write_index(template: WeightStore, folder: Path, total: int) -> None:
+    if template.index is None:
+        return
+    text = (template.path / _INDEX).read_text(encoding="utf-8")
+    table = json.loads(text)
+    if "total_size" in table.get("metadata", {}) and total != template.nbytes:
+        table["metadata"]["total_size"] = total
+        text = json.dumps(table, indent=2) + "\n"
+    (folder / _INDEX).write_text(text, encoding="utf-8")
+
+
+def _write_config(template: WeightStore, folder: Path, dtype: str) -> None:
+    config = template.config
+    word = next(name for name, code in NAMES.items() if code == dtype)
+    keys = [key for key in ("dtype", "torch_dtype") if key in config]
+    if keys and any(config[key] != word for key in keys):
+        config.update(dict.fromkeys(keys, word))
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

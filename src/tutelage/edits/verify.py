@@ -1,0 +1,43 @@
+"""Is a checkpoint whole? Its files, its index, its numbers, and the fingerprints an edit recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tutelage.edits._dtypes import FLOATS, decode
+from tutelage.edits.apply import RECORD, read_record
+from tutelage.edits.store import WeightStore, fingerprint
+from tutelage.edits.task_vector import Tell
+
+
+def verify(store: WeightStore, *, tell: Tell | None = None) -> dict[str, Any]:
+    """Read a checkpoint whole; returns {"tensors", "bytes", "tied", "recorded", "problems": [text, ...]}.
+
+    Damaged files raise on opening the store. Problems are NaN, infinities, and tensors that differ from the record of their edit.
+    """
+    recorded = (store.folder is not None and (store.path / RECORD).exists()) and read_record(store.path)["tensors"]
+    problems: list[str] = []
+    for name, info in store.tensors.items():
+        digest, nan, infinite = fingerprint(info), 0, 0
+        for stored in store.chunks(name):
+            digest.update(stored.data)
+            if info.dtype in FLOATS:
+                numbers = decode(stored, info.dtype)
+                finite = np.isfinite(numbers)
+                if not finite.all():
+                    nan += int(np.isnan(numbers).sum())
+                    infinite += int((~finite).sum()) - int(np.isnan(numbers).sum())
+            if tell:
+                tell(stored.nbytes)
+        if nan or infinite:
+            problems.append(f"{name} in {info.file}: {nan} NaN, {infinite} infinite of {info.numel}")
+        if recorded and recorded.get(name) != digest.hexdigest():
+            problems.append(f"{name} in {info.file}: not the bits that the edit wrote")
+    if recorded:
+        problems += [f"{name}: the edit wrote it, and it is gone" for name in sorted(recorded.keys() - store.tensors.keys())]
+    return {
+        "path": str(store.path), "tensors": len(store.tensors), "bytes": store.nbytes, "tied": store.tied, "recorded": bool(recorded),
+        "problems": problems,
+    }  # fmt: skip
