@@ -23,6 +23,7 @@ def test_an_arm_is_a_curriculum_with_parameters():
         ("sec:tau=warm", "tau='warm'"),
         ("sec:tau", "write name:key=value"),
         ("none.yaml", "There is no file none.yaml"),
+        ("alp-gmm", "continuous space"),
     ],
 )
 def test_a_bad_arm_is_an_error_that_names_the_fix(text, words):

@@ -222,18 +222,28 @@ class TaskPool:
     def rows_of(self, key_N: ArrayLike) -> NDArray[np.int64]:
         """Row numbers of keys, shape (N,); a key that is not in the pool raises."""
         wanted_N = np.asarray(key_N)
-        walk_N = np.argsort(wanted_N)  # in order the table is read from front to back, with far fewer cache misses
         sorted_keys, rows = self._lookup
-        place_N = np.minimum(np.searchsorted(sorted_keys, wanted_N[walk_N]), len(self) - 1)
-        missing_N = sorted_keys[place_N] != wanted_N[walk_N]
+        if self._gapless and wanted_N.dtype.kind == "i":
+            place_N = wanted_N - sorted_keys[0]  # the table is a ruler: no search
+            missing_N = (place_N < 0) | (place_N >= len(self))
+            place_N = np.where(missing_N, 0, place_N)
+        else:
+            walk_N = np.argsort(wanted_N)  # in order the table is read from front to back, with far fewer cache misses
+            place_N = np.empty(len(wanted_N), dtype=np.int64)
+            place_N[walk_N] = np.minimum(np.searchsorted(sorted_keys, wanted_N[walk_N]), len(self) - 1)
+            missing_N = sorted_keys[place_N] != wanted_N
         if missing_N.any():
             raise TutelageError(
-                f"Task {wanted_N[walk_N][missing_N][:1].tolist()[0]!r} is not in this pool of {len(self)} tasks; "
+                f"Task {wanted_N[missing_N][:1].tolist()[0]!r} is not in this pool of {len(self)} tasks; "
                 "outcomes must come from the same pool."
             )
-        row_N = np.empty(len(wanted_N), dtype=np.int64)
-        row_N[walk_N] = place_N if rows is None else rows[place_N]
-        return row_N
+        return place_N if rows is None else rows[place_N]
+
+    @cached_property
+    def _gapless(self) -> bool:
+        """Whether the keys are consecutive integers, in whatever order."""
+        sorted_keys, _ = self._lookup
+        return sorted_keys.dtype.kind == "i" and int(sorted_keys[-1]) - int(sorted_keys[0]) == len(self) - 1
 
     @cached_property
     def _lookup(self) -> tuple[NDArray[Any], NDArray[Any] | None]:

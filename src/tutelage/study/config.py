@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.errors import TutelageError, unknown
 from tutelage.registry import curricula, objectives
 
@@ -127,7 +128,13 @@ def as_arm(value: dict[str, Any] | str, default_name: str, source: str) -> Arm:
     if isinstance(value, str):
         return parse_arm(value)
     arm = validate(Arm, {"name": default_name, **value}, source)
-    arm.parameters = curricula.get(arm.curriculum).check(arm.parameters)
+    part = curricula.get(arm.curriculum)
+    if isinstance(part.target, type) and issubclass(part.target, SpaceCurriculum):
+        raise TutelageError(
+            f"{source}: the curriculum {arm.curriculum!r} teaches in a continuous space of tasks, and a language model's tasks are a pool. "
+            "Choose one of uniform, mixture, sec, dump, odf and the like (tutelage ls curricula)."
+        )
+    arm.parameters = part.check(arm.parameters)
     if arm.objective is not None:
         arm.objective_parameters = objectives.get(arm.objective).check(arm.objective_parameters)
     elif arm.objective_parameters:
