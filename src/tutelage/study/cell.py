@@ -148,6 +148,7 @@ class Observer:
         self.marks = [job.budget[1] * (i + 1) / points for i in range(points)]
         self.curve: dict[str, list[Any]] = {k: [] for k in ("step", "rollouts", "tokens", "seconds", "accuracy", "by_arm")}
         self.train: dict[str, list[Any]] = {k: [] for k in ("step", "reward", "solved", "length")}
+        self.taught_step: list[int] = []  # the end of each optimiser step that taught something
         self.taught_LA: list[np.ndarray] = []
         self.evaluation_seconds = 0.0
         self.before = 0.0  # seconds of earlier, interrupted attempts at this cell
@@ -166,8 +167,13 @@ class Observer:
         """Keep what a lesson showed, and the arms it taught: of the groups admitted, or of all where none was and the batch is padded."""
         outcomes, admitted_N = lesson.outcomes, lesson.admitted_N
         taught_N = outcomes.arm_N[admitted_N] if admitted_N.any() else outcomes.arm_N
-        self.taught_LA.append(np.bincount(taught_N, minlength=self.arms).astype(np.float64))
-        self.train["step"].append(int(lesson.step))
+        count_A = np.bincount(taught_N, minlength=self.arms).astype(np.float64)
+        if self.taught_step and self.taught_step[-1] == lesson.step + 1:  # a further round of the same batch
+            self.taught_LA[-1] += count_A
+        else:
+            self.taught_step.append(int(lesson.step) + 1)
+            self.taught_LA.append(count_A)
+        self.train["step"].append(int(lesson.step) + 1)
         for key, value in (("reward", outcomes.reward_NG), ("solved", outcomes.solved_NG), ("length", outcomes.length_NG)):
             known = value is not None and not np.isnan(value).all()
             self.train[key].append(float(np.nanmean(value)) if known else math.nan)
@@ -196,13 +202,13 @@ class Observer:
 
     def state(self) -> dict[str, Any]:
         return {
-            "curve": self.curve, "train": self.train, "taught": [v.tolist() for v in self.taught_LA],
+            "curve": self.curve, "train": self.train, "taught": [v.tolist() for v in self.taught_LA], "taught_step": self.taught_step,
             "evaluation_seconds": self.evaluation_seconds, "seconds": self.seconds, "marks": self.marks,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         self.curve, self.train, self.marks = state["curve"], state["train"], state["marks"]
-        self.taught_LA = [np.asarray(v) for v in state["taught"]]
+        self.taught_LA, self.taught_step = [np.asarray(v) for v in state["taught"]], state["taught_step"]
         self.evaluation_seconds = state["evaluation_seconds"]
         self.before = state["seconds"] + self.evaluation_seconds
 
@@ -242,7 +248,7 @@ def record_of(bench: Bench, job: Job, trainer: Any, observer: Observer) -> dict[
     }  # fmt: skip
     return without_nan({
         "row": job.row, "seed": job.seed, "tasks": {"arm_names": bench.arm_names, "hardest": bench.hardest},
-        "curve": observer.curve, "taught": _binned(observer.taught_LA, observer.train["step"]), "train": observer.train, "totals": totals,
+        "curve": observer.curve, "taught": _binned(observer.taught_LA, observer.taught_step), "train": observer.train, "totals": totals,
     })  # fmt: skip
 
 
