@@ -222,6 +222,25 @@ def learning_rate(args: argparse.Namespace, step: int) -> float:
     return args.lr * min(1.0, (step + 1) / 200, (args.steps - step) / args.decay)
 
 
+def finish(args: argparse.Namespace, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seen: int) -> None:
+    """Save the student, measure it on held-out tasks, and write its record and card."""
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    greedy, sampled = pass_rates(model, tokenizer, 100, 1), pass_rates(model, tokenizer, 50, 8)
+    record = {
+        "seed": SEED,
+        "steps": args.steps,
+        "decay": args.decay,
+        "guess_steps": args.guess_steps,
+        "samples": (args.steps + args.guess_steps) * args.batch,
+        "tokens": seen,
+        "greedy": greedy,
+        "sampled": sampled,
+    }
+    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.out / "README.md").write_text(card(record, sum(p.numel() for p in model.parameters())))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -269,21 +288,7 @@ def main() -> None:
             checkpoint.with_suffix(".tmp").replace(checkpoint)
         if done % 500 == 0:
             print(json.dumps(pass_rates(model, tokenizer, 32, 1)), flush=True)
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    greedy, sampled = pass_rates(model, tokenizer, 100, 1), pass_rates(model, tokenizer, 50, 8)
-    record = {
-        "seed": SEED,
-        "steps": args.steps,
-        "decay": args.decay,
-        "guess_steps": args.guess_steps,
-        "samples": total * args.batch,
-        "tokens": seen,
-        "greedy": greedy,
-        "sampled": sampled,
-    }
-    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    (args.out / "README.md").write_text(card(record, sum(p.numel() for p in model.parameters())))
+    finish(args, model, tokenizer, seen)
 
 
 if __name__ == "__main__":

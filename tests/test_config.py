@@ -98,7 +98,7 @@ def test_values_from_the_command_line():
 
 @pytest.mark.lm
 def test_unknown_engine_options_name_the_nearest():
-    from tutelage.study.config import check_settings
+    from tutelage.study.engines import check_settings
 
     check_settings({"learning_rate": 1e-4, "num_generations": 4}, "grpo")
     with pytest.raises(TutelageError, match="Did you mean 'num_generations'"):

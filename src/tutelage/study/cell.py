@@ -39,6 +39,15 @@ class Job:
     def name(self) -> str:
         return f"{self.row}--{self.seed}"
 
+    @property
+    def file_name(self) -> str:
+        return safe_name(self.name)
+
+
+def safe_name(text: str) -> str:
+    """`text` as part of a path on any system."""
+    return "".join(c if c.isalnum() or c in "._+@=-" else "_" for c in text)
+
 
 class Bench:
     """What all cells of one run share within a process: tasks, held-out prompts, the starting accuracy."""

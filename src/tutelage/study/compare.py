@@ -10,12 +10,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
-import platform
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,16 +21,15 @@ from tutelage.errors import TutelageError
 from tutelage.files import atomic_write
 from tutelage.registry import curricula
 from tutelage.study import engines, league
-from tutelage.study.cell import Job
-from tutelage.study.config import Arm, BudgetKind, Run, check_settings, parse_arm, parse_budget
+from tutelage.study.cell import Job, safe_name
+from tutelage.study.config import Arm, BudgetKind, Run, parse_arm
+from tutelage.study.provenance import machine, versions
 from tutelage.study.schema import Cell, League, RowKind, without_nan
 from tutelage.study.stats import seeds_needed
 from tutelage.study.workers import default_jobs, run_all
 
 DEFAULT_ARMS = ("uniform", "sec:tau=0.2", "dump")
 """Uniform sampling and the two published bandits. SEC with the temperature that its paper uses for arms of a product (family x level)."""
-
-PACKAGES = ("tutelage", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "reasoning-gym", "math-verify", "numpy", "scipy")
 
 
 @dataclass
@@ -82,7 +77,7 @@ class Comparison:
     def finished(self, job: Job, record: dict[str, Any]) -> None:
         key = (job.row, job.seed)
         record = {**record, "identity": self._identity(job)}
-        atomic_write(self.out / "cells" / f"{_file_name(job)}.json", json.dumps(record))
+        atomic_write(self.out / "cells" / f"{job.file_name}.json", json.dumps(record))
         self.records[key] = record
         self.started.discard(key)
 
@@ -110,7 +105,7 @@ class Comparison:
         if (plan.name, seed) in self.records or budget is None:
             return False
         job = Job(plan.name, plan.arm, seed, budget)
-        path = self.out / "cells" / f"{_file_name(job)}.json"
+        path = self.out / "cells" / f"{job.file_name}.json"
         if not path.exists():
             return False
         try:
@@ -133,11 +128,10 @@ def plan(run: Run, *, out: Path | None = None) -> Comparison:
         arms.insert(0, parse_arm(run.baseline))
     engine_kinds = {engines.engine_of(run, arm) for arm in arms}
     for arm in arms:
-        check_settings({**run.settings, **arm.settings}, engines.engine_of(run, arm))
+        engines.check_settings({**run.settings, **arm.settings}, engines.engine_of(run, arm))
     base = next(arm for arm in arms if arm.name == run.baseline)
     _, per_step = engines.plain_step(run, base)
-    default = ("updates", float(run.steps)) if "sft" in engine_kinds else ("rollouts", float(run.steps * per_step))
-    budget: tuple[BudgetKind, float] = parse_budget(run.budget) if run.budget else default  # type: ignore[assignment]
+    budget = engines.budget_of(run, per_step, supervised="sft" in engine_kinds)
     plans = [row for arm in sorted(arms, key=lambda a: a.name != run.baseline) for row in _rows(arm, run, base, budget, per_step)]
     comparisons = sum(p.kind != "baseline" for p in plans) + sum(p.kind == "control" for p in plans)
     count = run.seeds if run.seeds is not None else seeds_needed(max(comparisons, 1))
@@ -187,16 +181,8 @@ def digest(value: Any) -> str:
 
 def default_out(run: Run) -> Path:
     """runs/<model>-<tasks>-<hash>: the same command comes back to the same directory."""
-    label = "-".join(_safe(Path(name).stem) for name in (run.model, run.tasks[0]))
+    label = "-".join(safe_name(Path(name).stem) for name in (run.model, run.tasks[0]))
     return Path("runs") / f"{label}-{digest(shared(run))[:6]}"
-
-
-def _safe(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "._+@=-" else "_" for c in text)
-
-
-def _file_name(job: Job) -> str:
-    return _safe(job.name)
 
 
 def resolved(comparison: Comparison) -> dict[str, Any]:
@@ -299,22 +285,3 @@ def _title(run: Run) -> str:
     model = "the built-in student" if run.model == "builtin" else Path(run.model).name
     tasks = "built-in tasks" if run.tasks in (["builtin"], ["quick"]) else ", ".join(Path(t).name for t in run.tasks)
     return f"Teaching {model} {tasks}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a run depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Any]:
-    facts: dict[str, Any] = {"cpus": os.cpu_count(), "system": platform.system(), "processor": platform.machine()}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name(0)
-    return facts

@@ -203,21 +203,3 @@ def _set(run: Run, pair: str) -> Run:
     else:
         values["settings"] = {**values["settings"], key: value}
     return validate(Run, values, f"--set {pair}")
-
-
-def check_settings(settings: dict[str, Any], engine: Engine, others: bool = True) -> None:
-    """Refuse options that the engine's configuration class does not have; the nearest of all valid names is told."""
-    import dataclasses
-
-    from tutelage.study.engines import config_class
-
-    names = {f.name for f in dataclasses.fields(config_class(engine))}
-    for key in settings:
-        if key not in names:
-            known = names | (set(Run.model_fields) | {f"evaluation.{n}" for n in Evaluation.model_fields} if others else set())
-            raise _short(unknown("setting", key, known), config_class(engine).__name__)
-
-
-def _short(error: TutelageError, holder: str) -> TutelageError:
-    """The list of a hundred and fifty options helps nobody: keep the nearest name and say where the others stand."""
-    return TutelageError(f"{str(error).split(' Known:')[0]} Options are the fields of a run file and those of trl.{holder}.")

@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import TutelageError, missing_extra
-from tutelage.study.config import Arm, Engine, Run
+from tutelage.errors import TutelageError, missing_extra, unknown
+from tutelage.study.config import Arm, BudgetKind, Engine, Evaluation, Run, parse_budget
 
 BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
     "grpo": {
@@ -72,6 +72,27 @@ def _device_settings() -> dict[str, Any]:
     import torch
 
     return {} if torch.cuda.is_available() else {"bf16": False, "use_cpu": True, "dataloader_pin_memory": False}
+
+
+def check_settings(settings: dict[str, Any], engine: Engine, others: bool = True) -> None:
+    """Refuse options that the engine's configuration class does not have; the nearest of all valid names is told."""
+    names = {f.name for f in dataclasses.fields(config_class(engine))}
+    for key in settings:
+        if key not in names:
+            known = names | (set(Run.model_fields) | {f"evaluation.{n}" for n in Evaluation.model_fields} if others else set())
+            raise _short(unknown("setting", key, known), config_class(engine).__name__)
+
+
+def _short(error: TutelageError, holder: str) -> TutelageError:
+    """The list of a hundred and fifty options helps nobody: keep the nearest name and say where the others stand."""
+    return TutelageError(f"{str(error).split(' Known:')[0]} Options are the fields of a run file and those of trl.{holder}.")
+
+
+def budget_of(run: Run, rollouts_per_step: int, *, supervised: bool) -> tuple[BudgetKind, float]:
+    """What each run gets: the budget asked for, else the rollouts of the plain steps, or the steps where anything is supervised."""
+    if run.budget:
+        return parse_budget(run.budget)
+    return ("updates", float(run.steps)) if supervised else ("rollouts", float(run.steps * rollouts_per_step))
 
 
 def plain_step(run: Run, arm: Arm) -> tuple[int, int]:

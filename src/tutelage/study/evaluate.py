@@ -52,7 +52,7 @@ def evaluate(model: Any, tokenizer: Any, tasks: HeldOut, *, seed: int = 0) -> li
     attempts = tasks.settings.attempts
     with _measuring(model, seed):
         completions_MG = _generate(model, tokenizer, tasks)
-    kind_MG, _ = judge_all(tasks.verifier, completions_MG, [tasks.pool.row(int(r)) for r in tasks.rows_M])
+        kind_MG, _ = judge_all(tasks.verifier, completions_MG, [tasks.pool.row(int(r)) for r in tasks.rows_M])
     arms = tasks.pool.arms()
     arm_M = arms.arm_N[tasks.rows_M]
     solved_A = np.bincount(arm_M, (kind_MG == Kind.CORRECT).sum(axis=1), len(arms))
@@ -83,8 +83,10 @@ def _measuring(model: Any, seed: int) -> Iterator[None]:
     """Evaluation mode, no gradients, a generator of its own; all as before afterwards."""
     import torch
 
-    was_training, devices = model.training, [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    from tutelage.trainers._rng import preserved
+
+    was_training = model.training
+    with preserved(), torch.no_grad():
         torch.manual_seed(seed)
         model.eval()
         try:

@@ -12,10 +12,7 @@ other code or other versions are not continued. The partial file goes when the r
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,6 +29,7 @@ from tutelage.files import atomic_write
 from tutelage.registry import replications
 from tutelage.study import stats
 from tutelage.study.atlas import atlas, render, write_atlas
+from tutelage.study.provenance import machine, versions
 from tutelage.study.schema import without_nan
 
 __all__ = ["Arm", "Cell", "Comparison", "Replication", "atlas", "render", "run", "write_atlas"]
@@ -129,7 +127,7 @@ def run(
     full = not smoke and seeds is None
     stem = slug if full else f"{slug}.smoke" if smoke else f"{slug}.{seeds}-seeds"
     partial = out / f"{stem}.partial.jsonl"
-    made_by = {"versions": _versions(), "code": _code(Path(part.file))}
+    made_by = {"versions": versions(("numpy", "scipy", "torch")), "code": _code(Path(part.file))}
     cells = _cells(slug, _in_order(count), jobs, smoke, partial, made_by, progress)
     result = {
         "schema": SCHEMA,
@@ -146,7 +144,7 @@ def run(
         "minutes": round(sum(cell["wall_seconds"] for cell in cells.values()) / 60, 2),
         "jobs": jobs,
         **made_by,
-        "machine": {"cpus": os.cpu_count(), "processor": platform.machine(), "system": platform.system()},
+        "machine": machine(),
         "cells": [{"arm": arm, "seed": seed, **cells[arm, seed]} for arm, seed in _in_order(count)],
     }
     result = without_nan(result)
@@ -300,14 +298,6 @@ def _means(cells: list[Cell], metric: str, ends: Mapping[str, float | None]) -> 
 
 
 # Files -----------------------------------------------------------------------------------------------------------------------------------
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "tutelage": tutelage.__version__}
-    for package in ("numpy", "scipy", "torch"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def _code(replication: Path) -> str:

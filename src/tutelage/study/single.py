@@ -10,8 +10,9 @@ from tutelage.errors import TutelageError
 from tutelage.files import atomic_write
 from tutelage.study import engines
 from tutelage.study.cell import Bench, Job, record_of, train_cell
-from tutelage.study.compare import default_out, digest, shared, versions
-from tutelage.study.config import Run, check_settings, parse_arm, parse_budget
+from tutelage.study.compare import default_out, digest, shared
+from tutelage.study.config import Run, parse_arm
+from tutelage.study.provenance import versions
 from tutelage.study.words import duration
 
 CARD = """---
@@ -43,13 +44,9 @@ def plan(run: Run, out: Path | None) -> tuple[Job, Path]:
         )
     arm = run.arms[0] if run.arms else parse_arm("uniform")
     engine = engines.engine_of(run, arm)
-    check_settings({**run.settings, **arm.settings}, engine)
+    engines.check_settings({**run.settings, **arm.settings}, engine)
     _, per_step = engines.plain_step(run, arm)
-    budget = (
-        parse_budget(run.budget)
-        if run.budget
-        else (("updates", float(run.steps)) if engine == "sft" else ("rollouts", float(run.steps * per_step)))
-    )
+    budget = engines.budget_of(run, per_step, supervised=engine == "sft")
     job = Job(arm.name, arm, 0, budget)
     return job, out or Path(f"{default_out(run)}-{arm.name.replace(':', '-')}")
 

@@ -119,7 +119,7 @@ def _work(worker: int, run: Run, folder: Path, threads: int, inbox: Any, events:
         torch.set_num_threads(threads)
         bench = Bench(run)
         while (job := inbox.get()) is not None:
-            record = run_cell(bench, job, folder / job.name, lambda info: events.put(("step", worker, info)))
+            record = run_cell(bench, job, folder / job.file_name, lambda info: events.put(("step", worker, info)))
             events.put(("done", worker, record))
     except TutelageError as error:
         events.put(("error", worker, str(error)))
