@@ -148,9 +148,10 @@ class Registry:
 
 
 curricula = Registry("curriculum", "curricula", "tutelage.curricula")
+teachers = Registry("teacher", "teachers", "tutelage.teachers")
 objectives = Registry("objective", "objectives", "tutelage.objectives")
 verifiers = Registry("verifier", "verifiers", "tutelage.tasks.verifiers")
 edits = Registry("edit", "edits", "tutelage.edits")
 replications = Registry("replication", "replications", "tutelage.replications")
 
-NOUNS: tuple[Registry, ...] = (curricula, objectives, verifiers, edits, replications)
+NOUNS: tuple[Registry, ...] = (curricula, teachers, objectives, verifiers, edits, replications)
