@@ -1,4 +1,4 @@
-"""What calibration text shows of a model's linear layers: Σx², Σxxᵀ and Σ|w·∂L/∂w|, streaming, whatever the batches.
+"""What calibration text shows of a model's linear layers: Σx², Σ|x|, Σxxᵀ and Σ|w·∂L/∂w|, streaming, whatever the batches.
 
     stats = collect(model, batches, ["model.layers.0.mlp.down_proj"], what=("square",))
     norm_I = stats["model.layers.0.mlp.down_proj"].norm()          # Wanda's ‖X_j‖₂
@@ -26,7 +26,7 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra("torch", "lm") from error
 
-What = Literal["square", "gram", "saliency"]
+What = Literal["square", "absolute", "gram", "saliency"]
 IGNORED = -100
 """The label of tokens that are not predicted, as everywhere in this field."""
 
@@ -35,15 +35,23 @@ IGNORED = -100
 class Statistics:
     """The sums of one linear layer, float64 on the CPU.
 
-    square_I: Σ x_j² over counted tokens. gram_II: Σ x xᵀ over them. saliency_OI: Σ over sequences of |w ⊙ ∂L_b/∂w|, L_b being the mean
-    negative log-likelihood of sequence b's labelled tokens. None where not asked for. sequences, tokens: how many were counted.
+    square_I: Σ x_j² over counted tokens. absolute_I: Σ |x_j|. gram_II: Σ x xᵀ. saliency_OI, bias_saliency_O: Σ over sequences of
+    |w ⊙ ∂L_b/∂w|, L_b being the mean negative log-likelihood of sequence b's labelled tokens. None where not asked for, or where a layer
+    has no bias. sequences, tokens: how many were counted.
     """
 
     sequences: int = 0
     tokens: int = 0
     square_I: Tensor | None = None
+    absolute_I: Tensor | None = None
     gram_II: Tensor | None = None
     saliency_OI: Tensor | None = None
+    bias_saliency_O: Tensor | None = None
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add to one of the sums, from any device and in any format."""
+        value, before = value.detach().double().cpu(), getattr(self, name)
+        setattr(self, name, value if before is None else before + value)
 
     def norm(self) -> Tensor:
         """‖X_j‖₂ (I,): the root of the mean over sequences of each sequence's Σ_t x_j², as Antidote (arXiv 2408.09600) and its code do.
@@ -69,13 +77,18 @@ def linear_layers(model: nn.Module, patterns: Sequence[str] = ("",)) -> dict[str
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear) or transposed(module)
+
+
+def transposed(layer: nn.Module) -> bool:
+    """Whether a layer keeps its weight as (inputs, outputs), as GPT-2's Conv1D does."""
+    return type(layer).__name__ == "Conv1D"
 
 
 def weight_OI(layer: nn.Module) -> Tensor:
     """A layer's weight as (outputs, inputs), a view of the parameter; writing into it changes the layer."""
     weight: Any = layer.weight
-    return weight.T if type(layer).__name__ == "Conv1D" else weight
+    return weight.T if transposed(layer) else weight
 
 
 def collect(
@@ -95,7 +108,7 @@ def collect(
             `token_mask` (B, T), where given, says which tokens Σx² and Σxxᵀ count (default: the attention mask), for instance only the
             answers'. A function that returns the batches anew allows several passes.
         layers: names of linear layers, or patterns' result (`linear_layers`).
-        what: "square", "gram" (as large as I × I per layer) and "saliency" (needs a backward pass; as large as the layer).
+        what: "square", "absolute", "gram" (as large as I × I per layer) and "saliency" (needs a backward pass; as large as the layer).
         per_pass: at most so many layers at a time, one pass over the batches each: bounds the memory of grams and saliencies.
         tell: called with the number of sequences after each batch.
 
@@ -196,21 +209,23 @@ class _Pass:
     def _add(self, name: str, x_NI: Tensor, sequences: int) -> None:
         stats = self.stats[name]
         stats.sequences, stats.tokens = stats.sequences + sequences, stats.tokens + len(x_NI)
-        square_I = x_NI.double().square().sum(0).cpu()
+        square_I = x_NI.double().square().sum(0)
         if not torch.isfinite(square_I).all():
             raise TutelageError(f"The layer {name} gets NaN or infinite inputs. Is the model whole, and its number format wide enough?")
         if "square" in self.what:
-            stats.square_I = square_I if stats.square_I is None else stats.square_I + square_I
+            stats.add("square_I", square_I)
+        if "absolute" in self.what:
+            stats.add("absolute_I", x_NI.double().abs().sum(0))
         if "gram" in self.what:
-            gram_II = (x_NI.T.double() @ x_NI.double()).cpu()
-            stats.gram_II = gram_II if stats.gram_II is None else stats.gram_II + gram_II
+            stats.add("gram_II", x_NI.T.double() @ x_NI.double())
 
     def _blamed(self, name: str) -> Callable[..., None]:
         def backward(layer: nn.Module, delta_BTO: Tensor) -> None:
             weight, stats = weight_OI(layer).detach(), self.stats[name]
             for x_TI, delta_TO in zip(self.inputs[name], delta_BTO, strict=True):  # one sequence's gradient at a time: (O, I), no more
-                saliency_OI = ((delta_TO.T @ x_TI) * weight).abs().double().cpu()
-                stats.saliency_OI = saliency_OI if stats.saliency_OI is None else stats.saliency_OI + saliency_OI
+                stats.add("saliency_OI", ((delta_TO.T @ x_TI) * weight).abs())
+                if layer.bias is not None:
+                    stats.add("bias_saliency_O", (delta_TO.sum(0) * layer.bias).abs())
 
         def hook(layer: nn.Module, args: Any, output_BTO: Tensor) -> None:
             output_BTO.register_hook(lambda delta_BTO: backward(layer, delta_BTO))
