@@ -72,9 +72,10 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """For example "odf against uniform at equal rollouts"."""
+        """For example "odf against uniform at equal rollouts", or "sasr against sft on held_out_nll"."""
         at = f" at equal {self.equal.replace('_', ' ')}" if self.equal else ""
-        return f"{self.method} against {self.baseline}{at}"
+        on = f" on {self.metric}" if self.metric else ""
+        return f"{self.method} against {self.baseline}{at}{on}"
 
 
 @dataclass(frozen=True, kw_only=True)
