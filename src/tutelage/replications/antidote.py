@@ -204,6 +204,6 @@ def antidote() -> Replication:
             Comparison(method="contrast", baseline="wanda"),
             Comparison(method="weights_wanda", baseline="weights_random"),
             Comparison(method="adapter_wanda", baseline="adapter_random"),
-            Comparison(method="wanda", baseline="random", metric="task_at_tenth"),
+            Comparison(method="wanda", baseline="random", metric="task_at_tenth", note="at a tenth"),
         ),
     )
