@@ -72,6 +72,16 @@ def test_budgets_are_kept_and_what_is_thrown_away_counts(league: dict):
         assert all(abs(sum(share) - 1) < 1e-3 for share in cell["taught"]["share"])
 
 
+def test_every_evaluation_is_diagnosed_and_the_report_shows_it(league: dict, place: Path):
+    for cell in league["cells"]:
+        assert len(cell["curve"]["diagnostics"]) == len(cell["curve"]["step"])
+        for found, accuracy in zip(cell["curve"]["diagnostics"], cell["curve"]["accuracy"], strict=True):
+            assert found["accuracy"] == pytest.approx(accuracy, abs=1e-6)  # both arms have as many measured tasks
+            assert 0 < found["mean_length"] <= 3
+            assert "pass_at_k" not in found  # a single attempt
+    assert "The answers themselves" in (place / "full" / "report.html").read_text()
+
+
 def test_every_arm_starts_from_the_same_weights(league: dict):
     assert len({json.dumps(c["curve"]["by_arm"][0]) for c in league["cells"]}) == 1
 
