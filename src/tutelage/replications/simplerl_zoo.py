@@ -1,13 +1,35 @@
-"""SimpleRL-Zoo (arXiv 2503.18892): reinforcement learning from base models, its reward, its data and its monitors."""
+"""SimpleRL-Zoo (arXiv 2503.18892): reinforcement learning from base models; its reward, its data and its monitors.
+
+**Claim (A, format).** A reward for correctness alone teaches more than one that also pays and punishes the format
+(`tutelage.tasks.rewards.FormatIndependent`): the rigid reward wins the format quickly and loses accuracy.
+
+**Set-up.** A tiny causal student sorts n digits, n = 2 ... 7, in at most 12 symbols. Its *base* is made by supervised steps on a mixture:
+fillers ("hm") before and after the sorted digits, 15 % of the solutions boxed instead; so it boxes rarely, and is right the more often the
+shorter the input. Then GRPO without KL on 24 prompts x 8 answers, one update per batch, averaged over all tokens. An answer is correct if
+its last number is right, boxed or not, as in the release. Primary metric: share of correct answers to held-out tasks of all lengths after
+200 updates. Seeds 0 to 9. All fixed before the first full run; the learning rate is the one of three at which the two rewards of A end
+highest on average on seeds 100 and 101.
+
+**A** `correct_only` against `format_independent`: accuracy after 200 and 50 updates, and what else the paper speaks of: entropy (nats per
+token), different answers among 8, share boxed. **B (difficulty)** A weak base (60 supervised steps) and a strong one (400), each trained
+for 100 updates on easy (n = 2, 3, 4) and on hard tasks (n = 5, 6, 7). `easy_minus_hard` is how much more the easy set brings; its
+difference between the two arms is the interaction, which the paper predicts to be positive. **C (monitor)** A reward with a bug, a bonus
+for every symbol, whatever the answer: `lead` is how many updates `tutelage.tasks.diagnostics.rambling` warns before accuracy has fallen by
+0.05 from its best (each taken at the run's end, 40, where it does not happen); the clean arm shows its false alarms.
+
+**Departures from the paper.** A miniature instead of ten base models and mathematics; no entropy bonus and no KL term (1e-3 and 1e-4 in
+the paper), one update per batch instead of four; the interaction has a t interval and the sign-flip test instead of bootstrap intervals.
+Rewards are squeezed into [0, 1], which leaves standardised advantages as they are.
+"""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +54,7 @@ LENGTHS = tuple(range(2, 8))
 EASY, HARD = (2, 3, 4), (5, 6, 7)
 LIMIT = 12
 LENGTH_BONUS = 0.05
+SHOWN = ("accuracy", "entropy", "distinct", "boxed")
 
 
 @dataclass(frozen=True)
@@ -39,7 +62,9 @@ class Scale:
     """The size of an experiment; `fall` is the loss of accuracy that counts as a fall."""
 
     updates: int = 200
-    batch: int = 32
+    difficulty_updates: int = 100
+    monitor_updates: int = 40
+    batch: int = 24
     attempts: int = 8
     lr: float = 5e-4
     weak_steps: int = 60
@@ -47,13 +72,17 @@ class Scale:
     strong_steps: int = 400
     boxed_share: float = 0.15
     per_length: int = 2048
-    held_out: int = 24
-    evaluate_every: int = 10
+    held_out: int = 16
+    evaluate_every: int = 50
+    watch_every: int = 2
     fall: float = 0.05
 
 
 FULL = Scale()
-SMOKE = Scale(updates=2, weak_steps=4, base_steps=6, strong_steps=8, per_length=16, held_out=2, evaluate_every=1)
+SMOKE = Scale(
+    updates=2, difficulty_updates=1, monitor_updates=2, batch=4, weak_steps=2, base_steps=4, strong_steps=5, per_length=8, held_out=2,
+    evaluate_every=1, watch_every=1,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,12 +150,17 @@ def base_model(seed: int, steps: int, size: Scale) -> TinyCausal:
 
 
 def _solution(gold: str, rng: np.random.Generator, boxed_share: float) -> list[int]:
-    box = [BOX] if rng.random() < boxed_share else []
-    return [FILLER] * int(rng.choice(3, p=[0.6, 0.25, 0.15])) + box + [ONE + int(digit) - 1 for digit in gold] + [END]
+    before, after = (int(rng.choice(3, p=p)) for p in ([0.6, 0.25, 0.15], [0.7, 0.2, 0.1]))
+    digits = [ONE + int(digit) - 1 for digit in gold]
+    if rng.random() < boxed_share:
+        return [FILLER] * before + [BOX] + digits + [END]
+    return [FILLER] * before + digits + [FILLER] * after + [END]
 
 
-def teach(seed: int, size: Scale, *, steps: int, lengths: Sequence[int], shaping: Shaping, evaluate_every: int) -> dict[str, Any]:
-    """Reinforcement from the base of `steps` supervised steps on tasks of these lengths; returns the curve of diagnostics and the cost."""
+def teach(
+    seed: int, size: Scale, *, steps: int, shaping: Shaping, updates: int, evaluate_every: int, lengths: Sequence[int] = LENGTHS
+) -> dict[str, Any]:
+    """Reinforcement from the base of `steps` supervised steps on tasks of these lengths: the curve, the cost, the share of dead groups."""
     torch = _torch()
     from tutelage.objectives import objective
     from tutelage.students.tiny_causal import Answering
@@ -158,7 +192,7 @@ def teach(seed: int, size: Scale, *, steps: int, lengths: Sequence[int], shaping
             objective("grpo", kl_coef=0.0, aggregation="token_mean"),
             torch.optim.Adam(student.parameters(), lr=size.lr, fused=True),
             generator=torch.Generator().manual_seed(_integer(rollouts)),
-            updates=size.updates,
+            updates=updates,
             batch=size.batch,
             attempts=size.attempts,
             evaluate=lambda: _measured(student, held_out, seed, size.attempts),
@@ -182,11 +216,91 @@ def _measured(student: TinyCausal, tasks: Tasks, seed: int, attempts: int) -> di
         texts_NG=texts_NG,
         count=lambda text: {"boxed": boxed(text)},
     )
-    keys = ("accuracy", "clip_ratio", "mean_length", "stopped_length", "distinct_answers", "dead_share")
-    return {key: found[key] for key in keys} | {"boxed": found["behaviours"]["boxed"], "entropy": entropy}
+    kept = {key: found[key] for key in ("accuracy", "clip_ratio", "mean_length", "stopped_length")}
+    return kept | {"distinct": found["distinct_answers"], "boxed": found["behaviours"]["boxed"], "entropy": entropy}
 
 
 def _range(shaping: Shaping) -> tuple[float, float]:
     if isinstance(shaping, FormatIndependent):
         return shaping.wrong_unformatted, shaping.correct
     return 0.0, 1.0 + (LENGTH_BONUS * LIMIT if shaping is length_bug else 0.0)
+
+
+def format_cell(seed: int, size: Scale, shaping: Shaping) -> Cell:
+    """A: one reward on all lengths."""
+    run = teach(seed, size, steps=size.base_steps, shaping=shaping, updates=size.updates, evaluate_every=size.evaluate_every)
+    curve = run["curve"]
+    early = {f"{key}_50": curve[key][1] for key in SHOWN}
+    return {"score": {key: curve[key][-1] for key in SHOWN} | early, "curve": curve, "cost": run["cost"]}
+
+
+def difficulty_cell(seed: int, size: Scale, base: Literal["weak", "strong"]) -> Cell:
+    """B: one base on the easy and on the hard set."""
+    steps = size.weak_steps if base == "weak" else size.strong_steps
+    score: dict[str, float] = {}
+    costs = []
+    for name, lengths in (("easy", EASY), ("hard", HARD)):
+        updates = size.difficulty_updates
+        run = teach(seed, size, steps=steps, shaping=correct_only, updates=updates, evaluate_every=updates, lengths=lengths)
+        before, after = run["curve"]["accuracy"]
+        score |= {name: after, f"gain_{name}": after - before, f"dead_{name}": run["dead"]}
+        costs.append(run["cost"])
+    score["easy_minus_hard"] = score["easy"] - score["hard"]
+    return {"score": score, "cost": {key: sum(cost[key] for cost in costs) for key in costs[0]}}
+
+
+def monitor_cell(seed: int, size: Scale, shaping: Shaping) -> Cell:
+    """C: does the monitor warn before accuracy falls?"""
+    updates = size.monitor_updates
+    run = teach(seed, size, steps=size.base_steps, shaping=shaping, updates=updates, evaluate_every=size.watch_every)
+    curve = run["curve"]
+    points = [{key: curve[key][i] for key in ("mean_length", "clip_ratio")} for i in range(len(curve["step"]))]
+    warned = [bool(rambling(points[0], point)) for point in points]
+    fell = (np.maximum.accumulate(curve["accuracy"]) - np.array(curve["accuracy"]) >= size.fall).tolist()
+    warn_at, fall_at = (_first(curve["step"], flags, updates) for flags in (warned, fell))
+    score = {"lead": fall_at - warn_at, "warned": float(any(warned)), "fell": float(any(fell)), "warned_at": warn_at, "fell_at": fall_at}
+    shown = {key: curve[key] for key in ("step", "accuracy", "clip_ratio", "mean_length", "stopped_length")}
+    return {"score": score | {"accuracy": curve["accuracy"][-1]}, "monitor": shown, "cost": run["cost"]}
+
+
+def _first(steps: Sequence[int], flags: Sequence[bool], end: int) -> float:
+    return float(next((step for step, flag in zip(steps, flags, strict=True) if flag), end))
+
+
+def _arm(about: str, cell: Callable[..., Cell], **settings: Any) -> Arm:
+    """An arm whose cell is `cell(seed, size, **settings)`."""
+    told = {key: value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__) for key, value in settings.items()}
+    return Arm(run=lambda seed, smoke: cell(seed, SMOKE if smoke else FULL, **settings), about=about, settings=told)
+
+
+@replications.register("simplerl-zoo")
+def simplerl_zoo() -> Replication:
+    """Reward for correctness alone teaches more than one that also pays and punishes the format.
+
+    See the module for set-up, the further experiments on difficulty and monitoring, and departures.
+    """
+    return Replication(
+        paper="arXiv 2503.18892",
+        metric="accuracy",
+        metric_about="share of correct answers to held-out tasks of all lengths, leniently extracted, after the last update",
+        budget=f"{FULL.updates} updates of {FULL.batch} prompts x {FULL.attempts} rollouts (B: {FULL.difficulty_updates} on each set, "
+        f"C: {FULL.monitor_updates})",
+        settings={**asdict(FULL), "objective": "grpo", "kl_coef": 0.0, "aggregation": "token_mean", "length_bonus": LENGTH_BONUS},
+        arms={
+            "format_independent": _arm("A: 1, 0.5, -0.5, -1 by correctness and box", format_cell, shaping=FormatIndependent()),
+            "correct_only": _arm("A: 1 for a correct answer, else 0", format_cell, shaping=correct_only),
+            "weak_base": _arm("B: base of 60 steps, on easy and on hard tasks", difficulty_cell, base="weak"),
+            "strong_base": _arm("B: base of 400 steps, on easy and on hard tasks", difficulty_cell, base="strong"),
+            "clean": _arm("C: correct_only, watched closely", monitor_cell, shaping=correct_only),
+            "length_bug": _arm("C: correct_only plus a bonus for every symbol", monitor_cell, shaping=length_bug),
+        },
+        comparisons=(
+            Comparison(method="correct_only", baseline="format_independent"),
+            *(
+                Comparison(method="correct_only", baseline="format_independent", metric=f"{metric}_50", note=f"{metric} after 50 updates")
+                for metric in ("accuracy", "entropy", "distinct", "boxed")
+            ),
+            Comparison(method="weak_base", baseline="strong_base", metric="easy_minus_hard", note="easy minus hard"),
+            Comparison(method="length_bug", baseline="clean", metric="lead", note="lead in updates"),
+        ),
+    )

@@ -6,7 +6,7 @@ Drawn from the diagnostics that each evaluation recorded (`tutelage.tasks.diagno
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tutelage.study import series, words
 from tutelage.study.canvas import Canvas, Dot, Line, Text
@@ -89,8 +89,8 @@ def _panel(lines: dict[str, list[tuple[float, float]]], look: dict[str, Style], 
     return canvas
 
 
-def columns(found: dict[str, float]) -> list[tuple[str, str, Form]]:
-    """Name, heading and form of every diagnostic among `found`, in the order they are shown."""
+def columns(found: Collection[str]) -> list[tuple[str, str, Form]]:
+    """Name, heading and form of every diagnostic whose flat name is among `found`, in the order they are shown."""
     known = [column for column in PANELS if column[0] in found]
     for prefix, heading in MORE:
         known += [(name, heading + name.removeprefix(prefix).replace("_", " "), share) for name in found if name.startswith(prefix)]

@@ -87,7 +87,7 @@ def ended_by_token(token_BT: ArrayLike, end_ids: Collection[int] = _NO_ENDS) -> 
     """
     token_BT = np.asarray(token_BT)
     end_BT = np.isin(token_BT, list(end_ids))
-    ended_B = end_BT.any(axis=1)
+    ended_B: NDArray[np.bool_] = np.asarray(end_BT.any(axis=1))
     width = token_BT.shape[1]
     return np.where(ended_B, end_BT.argmax(axis=1) + 1 if width else 0, width).astype(np.int64), ended_B
 
