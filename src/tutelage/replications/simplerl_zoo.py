@@ -7,15 +7,15 @@
 fillers ("hm") before and after the sorted digits, 15 % of the solutions boxed instead; so it boxes rarely, and is right the more often the
 shorter the input. Then GRPO without KL on 24 prompts x 8 answers, one update per batch, averaged over all tokens. An answer is correct if
 its last number is right, boxed or not, as in the release. Primary metric: share of correct answers to held-out tasks of all lengths after
-200 updates. Seeds 0 to 9. All fixed before the first full run; the learning rate is the one of three at which the two rewards of A end
-highest on average on seeds 100 and 101.
+200 updates. Seeds 0 to 9. All fixed before the first full run. Of the learning rates 2e-4, 5e-4 and 1e-3 the middle one ended highest for
+either reward on seeds 100 and 101 (then without fillers after the digits); `fall` was set above the noise of accuracy on those seeds.
 
 **A** `correct_only` against `format_independent`: accuracy after 200 and 50 updates, and what else the paper speaks of: entropy (nats per
 token), different answers among 8, share boxed. **B (difficulty)** A weak base (60 supervised steps) and a strong one (400), each trained
 for 100 updates on easy (n = 2, 3, 4) and on hard tasks (n = 5, 6, 7). `easy_minus_hard` is how much more the easy set brings; its
 difference between the two arms is the interaction, which the paper predicts to be positive. **C (monitor)** A reward with a bug, a bonus
 for every symbol, whatever the answer: `lead` is how many updates `tutelage.tasks.diagnostics.rambling` warns before accuracy has fallen by
-0.05 from its best (each taken at the run's end, 40, where it does not happen); the clean arm shows its false alarms.
+0.1 from its best (each taken at the run's end, 60, where it does not happen); the clean arm shows its false alarms.
 
 **Departures from the paper.** A miniature instead of ten base models and mathematics; no entropy bonus and no KL term (1e-3 and 1e-4 in
 the paper), one update per batch instead of four; the interaction has a t interval and the sign-flip test instead of bootstrap intervals.
@@ -63,7 +63,7 @@ class Scale:
 
     updates: int = 200
     difficulty_updates: int = 100
-    monitor_updates: int = 40
+    monitor_updates: int = 60
     batch: int = 24
     attempts: int = 8
     lr: float = 5e-4
@@ -74,8 +74,8 @@ class Scale:
     per_length: int = 2048
     held_out: int = 16
     evaluate_every: int = 50
-    watch_every: int = 2
-    fall: float = 0.05
+    watch_every: int = 3
+    fall: float = 0.1
 
 
 FULL = Scale()
