@@ -144,6 +144,19 @@ def test_train_saves_a_model_directory_with_a_card(place: Path):
     assert (place / "trained" / "training.json").read_bytes() == before
 
 
+def test_a_rigid_reward_is_trained_on_and_never_judged_by(place: Path):
+    options = ["--model", "model", "--tasks", "tasks.jsonl", "--steps", "2", "--set", "reward=format_independent", "--out", "rigid"]
+    for pair in ("per_device_train_batch_size=8", "num_generations=4", "max_completion_length=3", "evaluation.points=1"):
+        options += ["--set", pair]
+    command = [sys.executable, "-m", "tutelage.cli", "train", *options]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    train = json.loads((place / "rigid" / "training.json").read_text())["train"]
+    assert all(0 <= solved <= 1 for solved in train["solved"])
+    # a tiny random model never boxes: 0.5 where it is right, -1 elsewhere
+    assert train["reward"] == pytest.approx([1.5 * solved - 1 for solved in train["solved"]])
+
+
 @pytest.mark.slow
 def test_a_killed_training_run_ends_with_the_same_weights(place: Path):
     command = [sys.executable, "-m", "tutelage.cli", "train", "--arm", "sec", "--steps", "8", "--model", "model", "--tasks", "tasks.jsonl"]

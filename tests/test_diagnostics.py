@@ -230,6 +230,48 @@ def test_the_probe_tells_what_to_train_on(tmp_path: Path):
     assert "pass@4" in shown.stdout
 
 
+@pytest.mark.lm
+def test_evaluation_measures_what_was_generated_once():
+    """A stand-in for a model says four known answers: ended, cut off, ended at the limit, ended at once."""
+    from types import SimpleNamespace
+
+    import torch
+
+    import tiny
+    from tutelage import TaskPool
+    from tutelage.study.config import Run
+    from tutelage.study.evaluate import evaluate, held_out
+    from tutelage.tasks.verifiers import resolve
+
+    tokenizer, calls = tiny.tokenizer(), []
+    said = tokenizer(["12$_", "1234", "123$", "$___"], add_special_tokens=False)["input_ids"]
+
+    def generate(input_ids: torch.Tensor, **options: object) -> torch.Tensor:
+        calls.append([tokenizer.decode(row, skip_special_tokens=True) for row in input_ids])
+        return torch.cat([input_ids, torch.tensor(said)], dim=1)
+
+    model = SimpleNamespace(
+        device="cpu", training=False, eval=lambda: None, train=lambda mode: None, generate=generate,
+        generation_config=SimpleNamespace(eos_token_id=[tokenizer.eos_token_id]),
+    )  # fmt: skip
+    pool = TaskPool(arm=np.array(["a", "b"]), columns={"prompt": ["5+7", "1+2"], "answer": ["12", "3"]})
+    run = Run(template="q: {prompt} =", chat=False, evaluation={"attempts": 2})
+    found = evaluate(model, tokenizer, held_out(pool, resolve("numeric"), tokenizer, run, 4))
+    assert [text.replace(" ", "") for text in calls[0]] == ["q:5+7=", "q:5+7=", "q:1+2=", "q:1+2="]
+    assert found.by_arm == [0.5, 0.0]
+    expected = {
+        "accuracy": 0.25,
+        "clip_ratio": 0.25,
+        "mean_length": 3.0,
+        "stopped_length": 2.666667,
+        "format_rate": 0.75,
+        "dead_share": 0.5,
+    }
+    assert {key: found.diagnostics[key] for key in expected} == expected
+    assert found.diagnostics["pass_at_k"] == {"1": 0.25, "2": 0.5}
+    assert len(calls) == 1
+
+
 def test_every_pattern_is_a_regular_expression_with_a_name():
     assert list(diagnostics.BEHAVIOURS) == ["verification", "backtracking", "subgoal_setting", "enumeration"]
     assert behaviours("x").keys() == diagnostics.BEHAVIOURS.keys()

@@ -93,6 +93,8 @@ def train(run: Run, job: Job, folder: Path, *, command: str, console: Any) -> di
     atomic_write(folder / "training.json", json.dumps({**record, "versions": versions()}))
     accuracy = record["curve"]["accuracy"]
     console.print(f"held-out accuracy {accuracy[0]:.3f} → {accuracy[-1]:.3f}; the model is in {folder}", highlight=False)
+    if warning := rambling(*(record["curve"]["diagnostics"][i] for i in (0, -1))):
+        console.print(f"warning: {warning}", highlight=False)
     return record
 
 
