@@ -149,6 +149,12 @@ class Adcl(Curriculum):
         """Rows of the pool in the order in which this pass teaches them, shape (M,)."""
         return self.rows_M if len(self.rows_M) else self._first_M
 
+    @property
+    def batch_rows(self) -> Int:
+        """Rows of the batch in hand, that of the last proposal's last task, in the order of teaching."""
+        batch = self._batch(max(self.taught - 1, 0)) % (len(self._edge_K) - 1)
+        return self.order_M[self._edge_K[batch] : self._edge_K[batch + 1]].astype(np.int64)
+
     def _batch(self, taught: int) -> int:
         """The batch, counted through all passes, that the task at a position of the run belongs to."""
         passes, place = divmod(taught, len(self._first_M))
