@@ -14,7 +14,7 @@ what two independent measurements of one and the same student differ by is its n
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,11 +45,11 @@ def nir(predicted_N: ArrayLike, actual_N: ArrayLike, *, ties: Ties = "skip") -> 
     if a_N.ndim != 1 or a_N.shape != b_N.shape:
         raise TutelageError(f"nir compares two scores of the same items; got shapes {a_N.shape} and {b_N.shape}.")
     known_N = ~(np.isnan(a_N) | np.isnan(b_N))
-    a_N, b_N = (np.unique(x_N[known_N], return_inverse=True)[1] for x_N in (a_N, b_N))
-    pairs = len(a_N) * (len(a_N) - 1) // 2
-    both_N = a_N * (b_N.max(initial=0) + 1) + b_N
-    tied = _equal_pairs(a_N) + _equal_pairs(b_N) - _equal_pairs(both_N)
-    inverted = _inversions(b_N[np.argsort(both_N, kind="stable")])
+    first_N, second_N = (np.unique(x_N[known_N], return_inverse=True)[1] for x_N in (a_N, b_N))  # ranks from 0
+    pairs = len(first_N) * (len(first_N) - 1) // 2
+    both_N = first_N * (second_N.max(initial=0) + 1) + second_N
+    tied = _equal_pairs(first_N) + _equal_pairs(second_N) - _equal_pairs(both_N)
+    inverted = _inversions(second_N[np.argsort(both_N, kind="stable")])
     above, below = (inverted + tied / 2, pairs) if ties == "half" else (inverted, pairs - tied)
     return above / below if below else float("nan")
 
@@ -145,7 +145,7 @@ class Adcl(Curriculum):
         return attempts * ((initial == "measure") + again)
 
     @property
-    def order_M(self) -> NDArray[np.integer]:
+    def order_M(self) -> NDArray[Any]:
         """Rows of the pool in the order in which this pass teaches them, shape (M,)."""
         return self.rows_M if len(self.rows_M) else self._first_M
 
@@ -229,7 +229,7 @@ class Adcl(Curriculum):
         return 1 - outcomes.pass_rate_N[at_N]
 
     def _sorted(self, difficulty_N: NDArray[np.floating], start: int) -> Int:
-        """The order in which to teach what stands at the places from `start` on, as indices; ties and the unknown keep theirs, unknown last."""
+        """The order, as indices, in which to teach what stands at the places from `start` on; equals keep theirs, the unknown go last."""
         order_N = np.argsort(-difficulty_N if self.config["order"] == "descending" else difficulty_N, kind="stable")
         if self.config["order"] == "random":
             for part_N in np.split(order_N, self._edge_K[(self._edge_K > start) & (self._edge_K < start + len(order_N))] - start):
@@ -243,4 +243,6 @@ class Adcl(Curriculum):
         count = len(self._edge_K) - 1
         batch = self._batch(max(self.taught - 1, 0))
         known = {"nir": self.nir, "dead": self.dead}
-        return {"passes": float(batch // count + 1), "batch": float(batch % count + 1)} | {k: v for k, v in known.items() if not np.isnan(v)}
+        return {"passes": float(batch // count + 1), "batch": float(batch % count + 1)} | {
+            k: v for k, v in known.items() if not np.isnan(v)
+        }

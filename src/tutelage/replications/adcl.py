@@ -51,7 +51,9 @@ TINY = replace(SMOKE, items=4)
 ATTEMPTS = 8
 
 
-def drift(student: ParallelAnswers, tasks: SortingTasks, curriculum: Curriculum, rng: np.random.Generator) -> Callable[[], dict[str, float]]:
+def drift(
+    student: ParallelAnswers, tasks: SortingTasks, curriculum: Curriculum, rng: np.random.Generator
+) -> Callable[[], dict[str, float]]:
     """Measures how far the student's ranking of the items has moved, beside the noise of measuring it, and how well it is taught."""
     from tutelage.students.parallel_answers import success_chance
 
@@ -97,7 +99,13 @@ def adcl() -> Replication:
         metric="accuracy",
         metric_about="sampled accuracy on held-out tasks, all lengths alike, after the last update",
         budget="64 updates of 32 prompts x 8 rollouts on 1024 fixed items, measurements on top and counted; uniform_long: 152 updates",
-        settings={"attempts_of_measurement": ATTEMPTS, "objective": "grpo", "kl_coef": 0.0, "aggregation": "token_mean", "optimizer": "Adam"},
+        settings={
+            "attempts_of_measurement": ATTEMPTS,
+            "objective": "grpo",
+            "kl_coef": 0.0,
+            "aggregation": "token_mean",
+            "optimizer": "Adam",
+        },
         arms={
             "uniform": taught("uniform", "every item once per pass, in random order"),
             "predefined": taught("adcl", "sorted once, by the initial measurement", rescore=None),

@@ -1,8 +1,8 @@
 """`tutelage compare`: arms x seeds, each from the same start to the same budget, judged against uniform sampling.
 
-Cells are kept one file each and never run twice. An arm that filters, or measures tasks beside its lessons, is told about three times: at equal rollouts
-(the budget), at equal updates, and beside uniform sampling that is given the rollouts it used: in many settings the plain sampler with the
-filter's rollouts wins, and nobody should learn that after the fact.
+Cells are kept one file each and never run twice. An arm that filters, or measures tasks beside its lessons, is told about three times: at
+equal rollouts (the budget), at equal updates, and beside uniform sampling that is given the rollouts it used: in many settings the plain
+sampler with the filter's rollouts wins, and nobody should learn that after the fact.
 """
 
 from __future__ import annotations

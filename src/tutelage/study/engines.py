@@ -115,7 +115,7 @@ def plain_step(run: Run, arm: Arm) -> tuple[int, int]:
 
 
 def draws_of(run: Run, arm: Arm, budget: tuple[BudgetKind, float]) -> int:
-    """How many tasks a run will show, as near as its budget tells; of a budget of rollouts, what the curriculum measures takes its share."""
+    """How many tasks a run will show, as near as its budget tells; what the curriculum measures takes its share of the rollouts."""
     tasks, rollouts = plain_step(run, arm)
     kind, amount = budget
     if kind != "rollouts":

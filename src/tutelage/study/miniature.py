@@ -126,9 +126,7 @@ def _integer(child: np.random.SeedSequence) -> int:
     return int(child.generate_state(1)[0])
 
 
-def teach(
-    seed: int, size: Scale, build: Build, *, batch: int | None = None, noise: bool = False, watch: Watch | None = None
-) -> Cell:
+def teach(seed: int, size: Scale, build: Build, *, batch: int | None = None, noise: bool = False, watch: Watch | None = None) -> Cell:
     """Teach the warm-started student of `seed` under the curriculum `build(pool, curriculum_seed, size)`.
 
     Args:
