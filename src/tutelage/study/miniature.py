@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -145,7 +145,7 @@ def teach(seed: int, size: Scale, build: Build, *, batch: int | None = None, noi
     from tutelage.students.parallel_answers import success_rate
     from tutelage.trainers.torch_loop import train
 
-    held_out, warm = _classroom(seed, size)
+    held_out, warm = _classroom(seed, replace(size, updates=0))  # the same room, however long the lesson
     rollouts, method, watching = np.random.SeedSequence(seed).spawn(5)[2:]
     student, coins = copy.deepcopy(warm), np.random.default_rng(rollouts)
     student.tasks = tasks = _tasks(seed, size, "items" if size.items else "stream", noise=noise)
