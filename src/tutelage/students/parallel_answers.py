@@ -57,15 +57,19 @@ class SortingTasks:
         lengths: Sequence[int] = range(2, 10),
         noise: bool = False,
         chance: float = 1 / 7,
+        varied: bool = False,
     ) -> SortingTasks:
         """`per_arm` tasks of each length, digits uniform; with `noise`, one arm more whose verifier tosses a coin.
+
+        With `varied`, tasks of one length differ in difficulty: d digits, d uniform in 1 ... n, are drawn with replacement, the n shown are
+        drawn from these, sorted, and then mixed by swapping two random places k times, k uniform in 0 ... n.
 
         A noise task shows symbols of a second alphabet, as many as the middle length (5); whatever the answer, it is accepted with
         probability `chance`, independently for each attempt. Nothing can be learned there, yet its groups keep a spread for ever: E|A| =
         0.509 at G = 8, chance 1/7.
         """
         slots = max(lengths)
-        shown = [(n, rng.integers(DIGITS, size=(per_arm, n))) for n in lengths]
+        shown = [(n, _varied(rng, per_arm, n) if varied else rng.integers(DIGITS, size=(per_arm, n))) for n in lengths]
         if noise:
             middle = (min(lengths) + max(lengths)) // 2
             shown.append((middle, rng.integers(DIGITS, size=(per_arm, middle))))
@@ -96,6 +100,38 @@ class SortingTasks:
         return solved_NG.astype(np.float64)
 
 
+<<<<<<< HEAD
+=======
+def _varied(rng: np.random.Generator, size: int, n: int) -> NDArray[np.int64]:
+    """Digits (N, n) of varied duplication and disorder, see `SortingTasks.draw`."""
+    kind_N1 = rng.integers(1, n + 1, size=(size, 1))
+    digit_NT = np.sort(np.take_along_axis(rng.integers(DIGITS, size=(size, n)), rng.integers(kind_N1, size=(size, n)), axis=1), axis=1)
+    swaps_N, row_N = rng.integers(n + 1, size=size), np.arange(size)
+    for done, (one_N, other_N) in enumerate(rng.integers(n, size=(n, 2, size))):
+        other_N = np.where(done < swaps_N, other_N, one_N)
+        digit_NT[row_N, one_N], digit_NT[row_N, other_N] = digit_NT[row_N, other_N], digit_NT[row_N, one_N]
+    return digit_NT
+
+
+class _Block(nn.Module):
+    """Pre-norm attention over all positions, then a feed-forward layer of four times the width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x_NTD: Tensor, mask_N11T: Tensor) -> Tensor:
+        n, slots, width = x_NTD.shape
+        query, key, value = self.qkv(self.norm1(x_NTD)).view(n, slots, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_N11T)
+        x_NTD = x_NTD + self.out(mixed.transpose(1, 2).reshape(n, slots, width))
+        return x_NTD + self.down(F.gelu(self.up(self.norm2(x_NTD))))
+
+
+>>>>>>> part-adcl
 class ParallelAnswers(nn.Module):
     """The student: log-probabilities of the digit in each slot, from one pass over the input.
 
@@ -135,11 +171,15 @@ class ParallelAnswers(nn.Module):
         return logp_NTV.transpose(1, 2).gather(1, token_NGT)  # over V: index (N, G, T) picks from (N, V, T)
 
 
-@torch.no_grad()
 def success_rate(student: ParallelAnswers, tasks: SortingTasks) -> NDArray[np.float64]:
     """Mean chance that a sampled answer is right, per arm (A,): exact, without sampling; the noise arm must not be among the tasks."""
-    chance_N = np.concatenate([_success(student, tasks, part) for part in np.array_split(np.arange(len(tasks)), -(-len(tasks) // 512))])
-    return np.bincount(tasks.arm_N, chance_N) / np.bincount(tasks.arm_N)
+    return np.bincount(tasks.arm_N, success_chance(student, tasks)) / np.bincount(tasks.arm_N)
+
+
+@torch.no_grad()
+def success_chance(student: ParallelAnswers, tasks: SortingTasks) -> NDArray[np.float64]:
+    """The chance that a sampled answer is right, per task (N,), exactly; not for the noise arm."""
+    return np.concatenate([_success(student, tasks, part) for part in np.array_split(np.arange(len(tasks)), -(-len(tasks) // 512))])
 
 
 def _success(student: ParallelAnswers, tasks: SortingTasks, rows_N: NDArray[np.int64]) -> NDArray[np.float64]:

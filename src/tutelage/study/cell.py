@@ -118,6 +118,8 @@ def build_trainer(bench: Bench, job: Job, model: Any, tokenizer: Any, config: An
     parameters = dict(arm.parameters)
     if "steps" in inspect.signature(part.target).parameters:
         parameters.setdefault("steps", run.steps)
+    if "draws" in inspect.signature(part.target).parameters:
+        parameters.setdefault("draws", engines.draws_of(run, arm, job.budget))
     shared = {
         "model": model,
         "args": config,

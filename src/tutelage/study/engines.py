@@ -8,11 +8,13 @@ different budgets) and what a comparison owns (saving, logging, seeds) differ.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError, missing_extra, unknown
+from tutelage.registry import curricula
 from tutelage.study.config import Arm, BudgetKind, Engine, Evaluation, Run, parse_budget
 
 BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
@@ -110,6 +112,16 @@ def plain_step(run: Run, arm: Arm) -> tuple[int, int]:
             "gradient_accumulation_steps a multiple of it."
         )
     return batch // group, batch
+
+
+def draws_of(run: Run, arm: Arm, budget: tuple[BudgetKind, float]) -> int:
+    """How many tasks a run will show, as near as its budget tells; what the curriculum measures takes its share of the rollouts."""
+    tasks, rollouts = plain_step(run, arm)
+    kind, amount = budget
+    if kind != "rollouts":
+        return math.ceil((amount if kind == "updates" else run.steps) * tasks)
+    probes = getattr(curricula.get(arm.curriculum).target, "probes_per_draw", lambda **parameters: 0.0)
+    return max(math.ceil(amount / (rollouts / tasks + probes(**arm.parameters))), 1)
 
 
 def load_model(run: Run) -> tuple[Any, Any]:

@@ -50,19 +50,20 @@ class Run:
     """A finished run: what it has spent, and what was seen on the way, one entry per evaluation.
 
     seconds: processor time of this process without evaluation, so that a busy machine makes no method look slow. skipped: steps without
-    any group to train on. curve: per evaluation `step`, the ledger, `seconds`, `skipped` and what `evaluate` returned. taught_XA: groups
-    trained on, per arm, since the evaluation before.
+    any group to train on. dead: groups trained on whose answers all got the same reward, and so carried no gradient. curve: per evaluation
+    `step`, the numbers of `cost` and what `evaluate` returned. taught_XA: groups trained on, per arm, since the evaluation before.
     """
 
     ledger: Ledger = field(default_factory=Ledger)
     seconds: float = 0.0
     skipped: int = 0
+    dead: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
     taught_XA: list[NDArray[np.int64]] = field(default_factory=list)
 
     def cost(self) -> dict[str, float]:
-        """The ledger, `seconds` and `skipped`, as they stand now."""
-        return {**asdict(self.ledger), "seconds": self.seconds, "skipped": self.skipped}
+        """The ledger, `seconds`, `skipped` and `dead`, as they stand now."""
+        return {**asdict(self.ledger), "seconds": self.seconds, "skipped": self.skipped, "dead": self.dead}
 
 
 class _Groups(NamedTuple):
@@ -128,6 +129,7 @@ def train(
             loop.loss(groups).backward()
             optimizer.step()
             run.ledger.updates += 1
+            run.dead += int((groups.reward_NG == groups.reward_NG[:, :1]).all(axis=1).sum())
             taught_A += np.bincount(curriculum.pool.arms().arm_N[groups.rows_N], minlength=len(taught_A))
         run.seconds += time.process_time() - start
     return run
