@@ -104,7 +104,9 @@ class On:
 
     def __post_init__(self) -> None:
         if not self.source or "/" in self.source:
-            raise TutelageError(f"{self.source!r} cannot name a source: a name is not empty and holds no '/'. An example: 'demonstrations'.")
+            raise TutelageError(
+                f"{self.source!r} cannot name a source: a name is not empty and holds no '/'. An example: 'demonstrations'."
+            )
 
     @property
     def requires(self) -> frozenset[str]:
@@ -114,7 +116,9 @@ class On:
         own = self._own(batch)
         if not own:
             found = ", ".join(sorted(batch)) or "no columns"
-            raise TutelageError(f"No column of the source {self.source!r} came in to be counted ({self.source}/mask_BT); the batch has {found}.")
+            raise TutelageError(
+                f"No column of the source {self.source!r} came in to be counted ({self.source}/mask_BT); the batch has {found}."
+            )
         return self.objective.denominators_of(own, max_length=max_length)
 
     def __call__(self, batch: Batch, *, denominators: Mapping[str, Tensor], **hyper: Any) -> tuple[Tensor, Stats]:

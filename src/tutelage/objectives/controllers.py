@@ -226,8 +226,8 @@ class SASRSwitch(Switch):
             return self.g_ref
         if not self.warmup_norms:
             raise TutelageError(
-                f"The warm-up is over and no gradient norm of it came in: `update` needs {self.supervised + '/grad_norm'!r} among the stats "
-                "of the step before, global and before clipping."
+                f"The warm-up is over and no gradient norm of it came in: `update` needs '{self.supervised}/grad_norm' among the stats of "
+                "the step before, global and before clipping."
             )
         return float(np.mean(self.warmup_norms))
 
