@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,13 @@ def test_one_column_of_advantages(tmp_path: Path) -> None:
     alone = final(make(tmp_path, objective=leave_one_out, demonstrations=None))
     np.testing.assert_array_equal(final(make(tmp_path, objective=Sum({"policy": (leave_one_out, 1.0)}), demonstrations=None)), alone)
     assert _mix.rollout_part(both()).parts.keys() == {"policy"}
+
+
+def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    from tutelage.students import builtin_path
+
+    path = Path(__file__).parent.parent / "examples" / "sum_of_losses.py"
+    logged = runpy.run_path(str(path))["main"](str(builtin_path()), 2)
+    steps = [entry for entry in logged if "reward" in entry]
+    assert len(steps) == 2
+    assert all(0 < entry["objective/imitate/loss"] < 1 and entry["reward"] > 0.2 for entry in steps)

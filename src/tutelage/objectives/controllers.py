@@ -204,7 +204,8 @@ class SASRSwitch(Switch):
 
     @property
     def metrics(self) -> dict[str, float]:
-        norms = {"g_sft": self.g_last if self.reference is not None else (self.warmup_norms or [None])[-1], "g_ref": self.reference}
+        latest = self.g_last if self.reference is not None else self.warmup_norms[-1] if self.warmup_norms else None
+        norms = {"g_sft": latest, "g_ref": self.reference}
         return super().metrics | {name: value for name, value in norms.items() if value is not None}
 
     def observe(self, stats: Mapping[str, float]) -> None:

@@ -80,12 +80,8 @@ class Classroom:
         self.token_NT, self.mask_NT = pool.token_NT[kept], pool.mask_NT[kept]
         self.answer_NT = mislabelled(pool.answer_NT[kept], self.mask_NT, wrong, np.random.default_rng(noise))
         self.student = ParallelAnswers(self.tasks, seed=_integer(student))
-        self.objective = Sum(
-            {
-                "policy": (objective("grpo", kl_coef=0.0, aggregation="token_mean"), 1.0),
-                "imitate": (On("demonstrations", objective("nll")), 1.0),
-            }
-        )
+        self.policy = objective("grpo", kl_coef=0.0, aggregation="token_mean")
+        self.objective = Sum({"policy": (self.policy, 1.0), "imitate": (On("demonstrations", objective("nll")), 1.0)})
         self.optimizer = torch.optim.Adam(self.student.parameters(), lr=size.lr, fused=True)
         self.deck = Deck(np.array([len(self.answer_NT)]), _integer(draws))
         self.prompt_rng, self.generator = np.random.default_rng(draws), torch.Generator().manual_seed(_integer(draws))
@@ -95,7 +91,8 @@ class Classroom:
     def step(self) -> dict[str, float]:
         """One update; the weights it was made with."""
         weights = self.controller.update(self.stats)
-        active, batch = self.objective.only(weights), {}
+        active = self.objective.only(weights)
+        batch: dict[str, Any] = {}
         self.stats = {}
         if "imitate" in weights:
             batch |= self._demonstrations()
@@ -112,7 +109,8 @@ class Classroom:
             self.stats[f"{next(iter(weights))}/grad_norm"] = self._norm()
         self.optimizer.step()
         self.stats |= {name: float(value) for name, value in stats.items()}
-        self.training_tokens += sum(int(x.sum()) for key, x in batch.items() if key.endswith("mask_BT"))
+        for key in ("mask_BT", "demonstrations/mask_BT"):
+            self.training_tokens += int(batch[key].sum()) if key in batch else 0
         return weights
 
     def _norm_of(self, name: str, batch: dict[str, Any], counts: dict[str, Any]) -> None:
@@ -137,7 +135,7 @@ class Classroom:
         self.rollouts += reward_NG.size
         self.stats["reward"] = float(reward_NG.mean())
         logp_BT = self.student.logp(rows_N, token_NGT).flatten(0, 1)
-        advantage_B = self.objective.parts["policy"][0].advantages(torch.from_numpy(reward_NG))
+        advantage_B = self.policy.advantages(torch.from_numpy(reward_NG))
         return {"logp_BT": logp_BT, "old_logp_BT": logp_BT.detach(), "mask_BT": mask_NGT.flatten(0, 1), "advantage_B": advantage_B}
 
     def marks(self) -> dict[str, float]:

@@ -96,10 +96,7 @@ class Mix:
         """Start an optimiser step of so many micro-batches."""
         trainer = self.trainer
         if self.controller is not None:
-            self.active = self._weighed(decide(lambda: self.controller.update(self.stats)))
-            if trainer.accelerator.is_main_process:
-                for name, value in self.controller.metrics.items():
-                    trainer.record(f"{self.controller.name}/{name}", value)
+            self.active = self.decided()
         self.stats, self.counts, self._queue, self._gradients = {}, {}, [], {}
         learned = {name: 1.0 for name, (part, _) in self.active.parts.items() if reads(part)}
         self._rollouts = len(learned) < len(self.active.parts)
@@ -110,6 +107,14 @@ class Mix:
             own = {f"{SOURCE}/mask_BT": mask_BT}
             self.counts = self.active.only(learned).denominators_of(own, max_length=trainer.max_completion_length)
             trainer.ledger.training_tokens += int(mask_BT.sum())
+
+    def decided(self) -> Sum:
+        """What the controller wants of the next step, the same on every process."""
+        active = self._weighed(decide(lambda: self.controller.update(self.stats)))
+        if self.trainer.accelerator.is_main_process:
+            for name, value in self.controller.metrics.items():
+                self.trainer.record(f"{self.controller.name}/{name}", value)
+        return active
 
     def inputs(self, roll_out: Callable[[], Batch]) -> Batch:
         """The next micro-batch: rollouts if a part reads them, and demonstrations, their keys prefixed, if a part reads those."""
