@@ -11,12 +11,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,7 +90,18 @@ class Engine(Base):
 
     curriculum: Any
     objective: Any
+    mix: Any = None
     _staging: str | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the adapter has a state of its own, which a checkpoint must carry."""
+        return self.curriculum is not None or self.mix is not None
+
+    @property
+    def main_objective(self) -> Any:
+        """What of the objective reads the engine's own batches."""
+        return self.objective
 
     @property
     def shares(self) -> tuple[int, int]:
@@ -128,7 +141,7 @@ class Engine(Base):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Everything that TRL and the adapter write, under a temporary name, all processes together; then one rename."""
-        if self.curriculum is None:
+        if not self.remembers:
             return super()._save_checkpoint(model, trial)
         run = Path(super()._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
@@ -159,7 +172,7 @@ class Engine(Base):
     def _finalize_training(self, *args: Any) -> Any:
         """TRL's, but with `save_total_limit=1` it would delete the newest checkpoint where another one is the best."""
         limit = self.args.save_total_limit
-        if self.curriculum is not None:
+        if self.remembers:
             self.args.save_total_limit = None
         try:
             return super()._finalize_training(*args)
@@ -205,6 +218,10 @@ class Engine(Base):
         for name, value in state.items():
             setattr(self, name, value)
 
+    def scored(self, model: Any, inputs: Batch) -> Any:
+        """A forward pass: `log_probs`, `entropy` and `label_mask`, (B, T - 1) each; position t predicts token t + 1."""
+        return model(**{**inputs, "use_cache": False}, fused_lm_head=True)
+
 
 class GRPOEngine(Engine):
     """The seam in `trl.GRPOTrainer`: generation is ours to start, and what comes back is ours to see."""
@@ -229,6 +246,51 @@ class GRPOEngine(Engine):
     @property
     def pad_id(self) -> int:
         return self._tokenizer.pad_token_id
+
+    @property
+    def eos(self) -> str | None:
+        return self._tokenizer.eos_token
+
+    def tokenise(self, text: Any, reply_follows: bool) -> list[int]:
+        """Token ids of a text or of messages, with the template, tools and options that rollouts get."""
+        if isinstance(text, str):
+            return self._tokenizer(text=text)["input_ids"]
+        options = {"tools": self.tools or None, "chat_template": self.chat_template, "add_generation_prompt": reply_follows}
+        return self._tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **options, **self.chat_template_kwargs)[
+            "input_ids"
+        ]
+
+    def scored(self, model: Any, inputs: Batch) -> Any:
+        """As in supervised training at temperature 1. TRL's fused head has the temperature of the rollouts built in; at another one the
+        logits of the trained tokens are computed."""
+        if self.temperature == 1:
+            return super().scored(model, inputs)
+        mask_BT = inputs["labels"][:, 1:] != -100
+        logits_BTV = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+        logp_MV = logits_BTV[:, :-1][mask_BT].float().log_softmax(-1)
+        columns = {
+            "log_probs": logp_MV.gather(1, inputs["labels"][:, 1:][mask_BT].unsqueeze(1))[:, 0],
+            "entropy": -(logp_MV.exp() * logp_MV).sum(1),
+        }
+        spread = {name: value.new_zeros(mask_BT.shape).masked_scatter(mask_BT, value) for name, value in columns.items()}
+        return SimpleNamespace(**spread, label_mask=mask_BT)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Batch], Any]:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.mix is not None and batches:
+            self.mix.begin(len(batches))
+        return batches, items
+
+    def _prepare_inputs(self, generation_batch: Any) -> Batch:
+        if self.mix is None or not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        return self.mix.inputs(functools.partial(super()._prepare_inputs, generation_batch))
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.mix is not None:
+            self.mix.clipped(norm)
+        return norm
 
     def _generate_and_score_completions(self, inputs: Any) -> Batch:
         if self.curriculum is not None and self.model.training:
@@ -374,7 +436,3 @@ class SFTEngine(Engine):
 
     def on_device(self, inputs: Batch) -> Batch:
         return self._prepare_inputs(inputs)
-
-    def scored(self, model: Any, inputs: Batch) -> Any:
-        """A forward pass: `log_probs`, `entropy` and `label_mask`, (B, T - 1) each; position t predicts token t + 1."""
-        return model(**{**inputs, "use_cache": False}, fused_lm_head=True)

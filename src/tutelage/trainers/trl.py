@@ -29,13 +29,14 @@ from tutelage.trainers.ledger import Ledger, Lesson
 try:
     import torch
     import trl
+    from datasets import Dataset as HFDataset
     from datasets import IterableDataset
     from torch.utils.data import DataLoader, Dataset
     from transformers import TrainerCallback
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _objective, _refill, _resume, _rng, _supervised
+from tutelage.trainers import _mix, _objective, _refill, _resume, _rng, _supervised
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
 from tutelage.trainers._judgement import Judge
@@ -67,6 +68,14 @@ def with_curriculum(base: type) -> type:
         - `refill_cap`: for a curriculum that filters, how many generation batches may be drawn for one training batch (at least 1).
         - `on_short`: what happens when the cap is reached and groups are missing. "pad": the first rejected groups train, unfiltered; after
           ten batches in a row without one admitted group it raises. "partial": the admitted groups alone train. "raise": an error.
+        - `demonstrations`: a `datasets.Dataset` of prompts and completions (or messages) for the parts of the objective that are
+          `On("demonstrations", ...)`; they train in the same optimiser steps, see `_sources.py`. Their passes are kept in memory
+          together with those over the rollouts of a micro-batch.
+        - `demonstrations_per_step`: how many of them in one optimiser step, over all micro-batches and processes; by default as many as
+          tasks are rolled out for it.
+
+        A controller in the objective (SASR) decides at the start of each step which parts take part: in a step without a part on rollouts
+        nothing is proposed or generated. Without a curriculum the prompts that TRL's loader had for that step are passed over.
 
         It has `ledger`, what the run has spent; `curriculum_seconds`, the time the curriculum took on rank 0; and `skipped_checkpoints`,
         what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`.
@@ -160,7 +169,7 @@ class Lessons(Engine):
 
         Raises `TutelageError` if the checkpoint asked for is not whole, or belongs to another curriculum, configuration or pool.
         """
-        if self.curriculum is not None and resume_from_checkpoint:
+        if self.remembers and resume_from_checkpoint:
             resume_from_checkpoint = _resume.take_up(self, resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -177,7 +186,14 @@ class GRPOLessons(Lessons, GRPOEngine):
     available = frozenset({"arm_N", "solved_NG", "kind_NG", "reward_NG", "advantage_NG", "length_NG"})
 
     def __init__(
-        self, *args: Any, solved: str | Callable[..., Any] | None = None, refill_cap: int = 4, on_short: OnShort = "pad", **kwargs: Any
+        self,
+        *args: Any,
+        solved: str | Callable[..., Any] | None = None,
+        refill_cap: int = 4,
+        on_short: OnShort = "pad",
+        demonstrations: HFDataset | None = None,
+        demonstrations_per_step: int | None = None,
+        **kwargs: Any,
     ) -> None:
         if refill_cap < 1 or on_short not in get_args(OnShort):
             raise TutelageError(
@@ -189,8 +205,15 @@ class GRPOLessons(Lessons, GRPOEngine):
             self.judge = Judge(solved, self.reward_funcs, self.reward_func_names)
         if self.objective is not None:
             columns = _objective.GRPO_COLUMNS | ({"ref_logp_BT"} if self.beta else frozenset())
+            columns |= {f"{_mix.SOURCE}/{name}" for name in _objective.SFT_COLUMNS}
             hint = "For ref_logp_BT give GRPOConfig a beta above 0, so that TRL computes it; the objective's own coefficient counts."
             _objective.check_columns(self.objective, columns, "GRPO", hint)
+            _objective.with_advantages(self.main_objective)
+        self.mix = _mix.of(self, demonstrations, demonstrations_per_step)
+
+    @functools.cached_property
+    def main_objective(self) -> Any:
+        return None if self.objective is None else _mix.rollout_part(self.objective)
 
     def check_settings(self) -> None:
         if self.num_generations < 2:
@@ -229,7 +252,11 @@ class SFTLessons(Lessons, SFTEngine):
         super().__init__(*args, **kwargs)
         if self.objective is not None:
             self.loss_is_scaled_for_ga = True  # the objective divides by the whole step's counts itself
-            hint = "Use it with GRPO, or take an objective of log-likelihoods."
+            if getattr(self.objective, "controller", None) is not None:
+                raise TutelageError(
+                    "A controller switches between supervision and rollouts, and SFTTrainer has no rollouts; use trl.GRPOTrainer."
+                )
+            hint = "Use it with GRPO (demonstrations= are a keyword there), or take an objective of log-likelihoods."
             _objective.check_columns(self.objective, _objective.SFT_COLUMNS, "SFT", hint)
 
     def check_settings(self) -> None:
