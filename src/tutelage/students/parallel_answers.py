@@ -100,8 +100,6 @@ class SortingTasks:
         return solved_NG.astype(np.float64)
 
 
-<<<<<<< HEAD
-=======
 def _varied(rng: np.random.Generator, size: int, n: int) -> NDArray[np.int64]:
     """Digits (N, n) of varied duplication and disorder, see `SortingTasks.draw`."""
     kind_N1 = rng.integers(1, n + 1, size=(size, 1))
@@ -113,25 +111,6 @@ def _varied(rng: np.random.Generator, size: int, n: int) -> NDArray[np.int64]:
     return digit_NT
 
 
-class _Block(nn.Module):
-    """Pre-norm attention over all positions, then a feed-forward layer of four times the width."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x_NTD: Tensor, mask_N11T: Tensor) -> Tensor:
-        n, slots, width = x_NTD.shape
-        query, key, value = self.qkv(self.norm1(x_NTD)).view(n, slots, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_N11T)
-        x_NTD = x_NTD + self.out(mixed.transpose(1, 2).reshape(n, slots, width))
-        return x_NTD + self.down(F.gelu(self.up(self.norm2(x_NTD))))
-
-
->>>>>>> part-adcl
 class ParallelAnswers(nn.Module):
     """The student: log-probabilities of the digit in each slot, from one pass over the input.
 
