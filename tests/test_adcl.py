@@ -383,7 +383,7 @@ def test_a_comparison_tells_about_it_three_times() -> None:
     from tutelage.study.config import Run, parse_arm
 
     names = [p.name for p in plan(Run(arms=[parse_arm("adcl")], seeds=6)).plans]
-    assert names == ["uniform", "adcl", "adcl@updates", "uniform+adcl"]
+    assert names == ["uniform", "adcl", "adcl@updates", "uniform@adcl"]
 
 
 # --- under TRL
