@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError, missing_extra, unknown
+from tutelage.students.loading import load_model as load_by_name
 from tutelage.study.config import Arm, BudgetKind, Engine, Evaluation, Run, parse_budget
 
 BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
@@ -114,42 +115,7 @@ def plain_step(run: Run, arm: Arm) -> tuple[int, int]:
 
 def load_model(run: Run) -> tuple[Any, Any]:
     """(model, tokenizer) in float32 on a CPU, in the checkpoint's own type elsewhere; a directory without tokenizer is refused."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    from tutelage.students import builtin_path
-
-    path = str(builtin_path()) if run.model == "builtin" else run.model
-    if run.model != "builtin" and Path(path).is_dir():
-        _check_model_directory(Path(path))
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        dtype = "auto" if torch.cuda.is_available() else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise TutelageError(
-            f"Cannot load the model {path!r}: {reason} Give a directory as save_pretrained writes it, or a name on the "
-            "Hugging Face hub that this machine can reach."
-        ) from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
-
-
-def _check_model_directory(path: Path) -> None:
-    present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    if not (path / "config.json").exists():
-        raise TutelageError(f"{path} is not a model directory: it has no config.json (it holds {present}).")
-    if not any(
-        (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "vocab.txt")
-    ):
-        raise TutelageError(
-            f"The model directory {path} has no tokenizer (it holds {present}). Save the tokenizer beside the model: "
-            f"tokenizer.save_pretrained({str(path)!r})."
-        )
+    return load_by_name(run.model)
 
 
 def make_config(run: Run, arm: Arm, *, seed: int, max_steps: int, output_dir: Path) -> Any:

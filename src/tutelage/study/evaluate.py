@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.pools import TaskPool
+from tutelage.students.generation import generate_ids
 from tutelage.study.config import Evaluation
 from tutelage.tasks.verifiers import Verifier, judge_all
 
@@ -62,20 +63,11 @@ def evaluate(model: Any, tokenizer: Any, tasks: HeldOut, *, seed: int = 0) -> li
 def _generate(model: Any, tokenizer: Any, tasks: HeldOut) -> list[list[str]]:
     """`attempts` completions of each prompt, in the prompts' order; batches hold prompts of similar length."""
     settings = tasks.settings
-    sampling = {"do_sample": False} if settings.temperature == 0 else {"do_sample": True, "temperature": settings.temperature, "top_k": 0}
-    order = np.argsort([len(p) for p in tasks.prompts_M], kind="stable")
-    texts: list[list[str]] = [[] for _ in tasks.prompts_M]
-    for start in range(0, len(order), settings.batch_size):
-        batch = order[start : start + settings.batch_size]
-        encoded = tokenizer(
-            [tasks.prompts_M[i] for i in batch for _ in range(settings.attempts)],
-            return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not tasks.templated, return_token_type_ids=False,
-        ).to(model.device)  # fmt: skip
-        out = model.generate(**encoded, **sampling, max_new_tokens=tasks.max_new_tokens, pad_token_id=tokenizer.pad_token_id)
-        decoded = tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-        for i, place in enumerate(batch):
-            texts[place] = decoded[i * settings.attempts : (i + 1) * settings.attempts]
-    return texts
+    answers = generate_ids(
+        model, tokenizer, tasks.prompts_M, attempts=settings.attempts, max_new_tokens=tasks.max_new_tokens,
+        temperature=settings.temperature, templated=tasks.templated, batch_size=settings.batch_size,
+    )  # fmt: skip
+    return [tokenizer.batch_decode(group, skip_special_tokens=True) for group in answers]
 
 
 @contextlib.contextmanager
