@@ -28,7 +28,7 @@ class Facts:
         top_k: entries per position, None for dense.
         temperature: of the softmax that the log-probabilities are taken from.
         missing_mass: what is assumed of entries outside the top k; None for dense.
-        recorded: it knows only the texts that were recorded, and cannot score new ones.
+        recorded: it knows only the texts that were recorded, and cannot score new ones; then it also has `check_texts`.
     """
 
     tokenizer: str

@@ -10,8 +10,10 @@ Its embeddings may be padded to another size than the student's: the softmax of 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +97,16 @@ class LocalTeacher:
 
     def __repr__(self) -> str:
         return f"LocalTeacher({self.name!r}, top_k={self.facts.top_k}, temperature={self.facts.temperature})"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """128 bits of the weights, in hexadecimal: of some thousand values of every tensor, evenly spaced, which any training changes."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, weight in self.model.named_parameters():
+            values = weight.detach().flatten()[:: max(1, weight.numel() // 4096)].float().cpu().numpy()
+            digest.update(f"{name} {tuple(weight.shape)}".encode())
+            digest.update(values)
+        return digest.hexdigest()
 
     def score(self, ids_BL: Tensor, *, attention_BL: Tensor | None = None, places_BT: Tensor | None = None) -> Signal:
         """The distributions of the token after each place, see `tutelage.teachers.contract.Scorer`.

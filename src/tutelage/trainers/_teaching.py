@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -164,6 +165,8 @@ def _check_student(trainer: Lessons, facts: Facts) -> None:
             "A recorded teacher knows only the texts that were recorded, and GRPO trains on new ones that the student writes. Use "
             'teacher("local", model=...) here, or the recorded one with trl.SFTTrainer on the very data it was recorded on.'
         )
+    if facts.recorded:
+        _check_texts(trainer)
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     check_tokenizers(facts.tokenizer, tokenizer_hash(tokenizer))
     if (own := chat_template_hash(tokenizer)) != facts.chat_template:
@@ -183,6 +186,16 @@ def _check_student(trainer: Lessons, facts: Facts) -> None:
             f"The teacher's softmax runs over {facts.vocabulary} entries and the student's over {wide}, although the tokenizers agree. "
             "Likely cause: tokens added to the tokenizer without student.resize_token_embeddings(len(tokenizer))."
         )
+
+
+def _check_texts(trainer: Lessons) -> None:
+    """Look a thousand rows of the training set up in a teacher's record, where the set lies open; every batch is looked up again."""
+    dataset = trainer.train_dataset
+    if not {"input_ids", "labels"} <= set(getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "select"):
+        return
+    number_M = np.unique(np.linspace(0, len(dataset) - 1, 1000).astype(np.int64))
+    chosen = dataset.select(number_M)
+    trainer.teacher.check_texts(zip(number_M.tolist(), chosen["input_ids"], chosen["labels"], strict=True))
 
 
 def _check_switches(part: Distillation, facts: Facts) -> None:
