@@ -47,7 +47,7 @@ def league(place: Path) -> dict:
 
 
 def test_the_league_holds_what_was_asked(league: dict, place: Path):
-    assert [r["name"] for r in league["rows"]] == ["uniform", "sec", "odf", "odf@updates", "uniform+odf"]
+    assert [r["name"] for r in league["rows"]] == ["uniform", "sec", "odf", "odf@updates", "uniform@odf"]
     assert [r["kind"] for r in league["rows"]] == ["baseline", "method", "method", "equal-updates", "control"]
     assert league["arm_names"] == ["l0", "l1"]
     assert len(league["cells"]) == 5 * 2
@@ -65,7 +65,7 @@ def test_budgets_are_kept_and_what_is_thrown_away_counts(league: dict):
             assert totals["rollouts"] >= 16
         if cell["row"] == "odf@updates":
             assert totals["updates"] == 2
-            control = next(c for c in league["cells"] if c["row"] == "uniform+odf" and c["seed"] == cell["seed"])
+            control = next(c for c in league["cells"] if c["row"] == "uniform@odf" and c["seed"] == cell["seed"])
             assert control["totals"]["rollouts"] == totals["rollouts"] > 16  # a tiny random model is always filtered
         assert cell["curve"]["step"][0] == 0
         assert cell["curve"]["rollouts"][-1] == totals["rollouts"]

@@ -15,6 +15,17 @@ def test_an_arm_is_a_curriculum_with_parameters():
     assert arm.parameters == {"tau": 0.2, "alpha": 0.1, "decay_unseen": False}
 
 
+@pytest.mark.lm
+def test_an_arm_joins_parts_of_different_kinds():
+    arm = parse_arm("sec:tau=0.2+trl:gkd:beta=0.1")
+    assert (arm.curriculum, arm.parameters) == ("sec", {"tau": 0.2})
+    assert (arm.objective, arm.objective_parameters, arm.teacher) == ("trl:gkd", {"beta": 0.1}, None)
+    alone = parse_arm("dapo")
+    assert (alone.curriculum, alone.objective, alone.name) == ("uniform", "dapo", "dapo")
+    with pytest.raises(TutelageError, match="two of one kind: 'sec' and 'dump'"):
+        parse_arm("sec+dump")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

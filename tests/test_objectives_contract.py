@@ -25,6 +25,7 @@ from tutelage.objectives import (  # noqa: E402
     objective,
     requires,
 )
+from tutelage.objectives.unlearning import Forget  # noqa: E402
 from tutelage.registry import objectives  # noqa: E402
 from tutelage.testing.objectives import check_objective, evaluate, random_batch  # noqa: E402
 
@@ -33,6 +34,8 @@ POLICY_ONLY = {"kl_coef": 0.0}
 
 
 def stops_gradients(part):
+    if isinstance(part, Forget):
+        return part.kind in ("wga", "satimp")
     return isinstance(part, PolicyGradient) and (part.surrogate == "cispo" or part.kl_straight_through)
 
 

@@ -44,7 +44,11 @@ Out = Annotated[Path | None, typer.Option("--out", help="Output directory.", sho
 def compare(
     arms: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ARM]...", help="Curricula, name:key=value,..., or YAML files.", show_default="uniform sec:tau=0.2 dump"),
+        typer.Argument(
+            metavar="[ARM]...",
+            help="What teaches: a curriculum, teacher or objective, name:key=value,..., joined by +; or YAML files.",
+            show_default="uniform sec:tau=0.2 dump",
+        ),
     ] = None,
     model: Model = None,
     tasks: Tasks = None,

@@ -145,7 +145,7 @@ def _rows(arm: Arm, run: Run, base: Arm, budget: tuple[BudgetKind, float], per_s
     main = Plan(arm.name, arm, "method", budget=budget)
     if not _filters(arm):
         return [main]
-    control_name = f"{base.name}+{arm.name}"
+    control_name = f"{base.name}@{arm.name}"
     if budget[0] == "updates":
         return [main, Plan(control_name, base, "control", note=f"given {arm.name}'s rollouts", after=arm.name)]
     steps = budget[1] / per_step if budget[0] == "rollouts" else run.steps

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.errors import TutelageError, unknown
-from tutelage.registry import curricula, objectives
+from tutelage.registry import Registry, curricula, objectives, teachers
 
 Engine = Literal["grpo", "sft"]
 BudgetKind = Literal["rollouts", "updates", "tokens", "seconds"]
@@ -46,15 +46,18 @@ class Evaluation(Strict):
 class Arm(Strict):
     """One arm of a comparison: a named way to train.
 
-    curriculum and parameters: a registered curriculum and its hyperparameters. objective: a registered objective that replaces the
-    trainer's loss, with its hyperparameters. settings: the engine's options, over the run's. refill_cap, on_short: how many generation
-    batches a filtering curriculum may draw per training batch, and what happens when it falls short (pad, partial, raise).
+    curriculum and parameters: a registered curriculum and its hyperparameters. teacher: a registered teacher, with its parameters.
+    objective: a registered objective that replaces the trainer's loss, with its hyperparameters. settings: the engine's options, over the
+    run's. refill_cap, on_short: how many generation batches a filtering curriculum may draw per training batch, and what happens when it
+    falls short (pad, partial, raise).
     """
 
     name: str
     trainer: Engine | None = None
     curriculum: str = "uniform"
     parameters: dict[str, Any] = {}
+    teacher: str | None = None
+    teacher_parameters: dict[str, Any] = {}
     objective: str | None = None
     objective_parameters: dict[str, Any] = {}
     settings: dict[str, Any] = {}
@@ -109,18 +112,48 @@ def parse_value(text: str) -> Any:
         raise TutelageError(f"Cannot read the value {text!r}: {error}.") from None
 
 
+PARTS: tuple[tuple[str, Registry, str], ...] = (
+    ("curriculum", curricula, "parameters"), ("teacher", teachers, "teacher_parameters"), ("objective", objectives, "objective_parameters"),
+)  # fmt: skip
+"""What an arm is made of: the field of `Arm`, where its parts are registered, and the field of its hyperparameters."""
+
+
 def parse_arm(text: str) -> Arm:
-    """An arm as typed: a curriculum's name, `name:key=value,key=value`, or a YAML file with the fields of `Arm`."""
+    """An arm as typed: parts joined by "+", each a name or `name:key=value,key=value`; or a YAML file with the fields of `Arm`.
+
+    "sec:tau=0.2", "adcl+egsr", "gkd+local:model=big/": a curriculum, a teacher and an objective, at most one of each.
+    """
     if text.endswith((".yaml", ".yml")):
         return as_arm(read_yaml(Path(text)), Path(text).stem, text)
-    name, _, rest = text.partition(":")
-    parameters = {}
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise TutelageError(f"Cannot read {pair!r} in the arm {text!r}; write name:key=value,key=value, such as sec:tau=0.2.")
-        parameters[key.strip()] = parse_value(value)
-    return as_arm({"curriculum": name, "parameters": parameters}, text, text)
+    values: dict[str, Any] = {}
+    for piece in _JOINT.split(text):
+        (noun, _, holder), name, rest = _part(piece)
+        if noun in values:
+            raise TutelageError(f"The arm {text!r} names two of one kind: {values[noun]!r} and {name!r} are each a {noun}. Keep one.")
+        values |= {noun: name, holder: dict(_pair(pair, text) for pair in filter(None, rest.split(",")))}
+    return as_arm(values, text, text)
+
+
+_JOINT = re.compile(r"\+(?=[A-Za-z])")
+
+
+def _pair(pair: str, text: str) -> tuple[str, Any]:
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise TutelageError(f"Cannot read {pair!r} in the arm {text!r}; write name:key=value,key=value, such as sec:tau=0.2.")
+    return key.strip(), parse_value(value)
+
+
+def _part(piece: str) -> tuple[tuple[str, Registry, str], str, str]:
+    """What "name:settings" names (a name may hold a colon, such as trl:gkd), that name, and the settings."""
+    name, _, rest = piece.partition(":")
+    longer, _, less = rest.partition(":")
+    for noun in PARTS:  # in this order: the objectives, which need torch, are loaded only for what is nothing else
+        known = noun[1].names()
+        for candidate, settings in ((name, rest), (f"{name}:{longer}", less)):
+            if candidate in known:
+                return noun, candidate, settings
+    raise unknown("curriculum, teacher or objective", name, [n for _, registry, _ in PARTS for n in registry.names()])
 
 
 def as_arm(value: dict[str, Any] | str, default_name: str, source: str) -> Arm:
@@ -128,17 +161,18 @@ def as_arm(value: dict[str, Any] | str, default_name: str, source: str) -> Arm:
     if isinstance(value, str):
         return parse_arm(value)
     arm = validate(Arm, {"name": default_name, **value}, source)
-    part = curricula.get(arm.curriculum)
-    if isinstance(part.target, type) and issubclass(part.target, SpaceCurriculum):
+    target = curricula.get(arm.curriculum).target
+    if isinstance(target, type) and issubclass(target, SpaceCurriculum):
         raise TutelageError(
             f"{source}: the curriculum {arm.curriculum!r} teaches in a continuous space of tasks, and a language model's tasks are a pool. "
             "Choose one of uniform, mixture, sec, dump, odf and the like (tutelage ls curricula)."
         )
-    arm.parameters = part.check(arm.parameters)
-    if arm.objective is not None:
-        arm.objective_parameters = objectives.get(arm.objective).check(arm.objective_parameters)
-    elif arm.objective_parameters:
-        raise TutelageError(f"{source}: objective_parameters are given, but no objective. Name one, or drop them.")
+    for noun, registry, holder in PARTS:
+        name, parameters = getattr(arm, noun), getattr(arm, holder)
+        if name is not None:
+            setattr(arm, holder, registry.get(name).check(parameters))
+        elif parameters:
+            raise TutelageError(f"{source}: {holder} are given, but no {noun}. Name one, or drop them.")
     return arm
 
 

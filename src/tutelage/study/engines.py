@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError, missing_extra, unknown
-from tutelage.students.loading import load_model as load_by_name
 from tutelage.study.config import Arm, BudgetKind, Engine, Evaluation, Run, parse_budget
 
 BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
@@ -114,8 +113,11 @@ def plain_step(run: Run, arm: Arm) -> tuple[int, int]:
 
 
 def load_model(run: Run) -> tuple[Any, Any]:
-    """(model, tokenizer) in float32 on a CPU, in the checkpoint's own type elsewhere; a directory without tokenizer is refused."""
-    return load_by_name(run.model)
+    """(model, tokenizer) of a run."""
+    from tutelage import models
+    from tutelage.students import builtin_path
+
+    return models.load_model(str(builtin_path()) if run.model == "builtin" else run.model)
 
 
 def make_config(run: Run, arm: Arm, *, seed: int, max_steps: int, output_dir: Path) -> Any:

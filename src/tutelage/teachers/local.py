@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import TutelageError
+from tutelage.models import load_model
 from tutelage.outcomes import Kind
 from tutelage.pools import TaskPool
 from tutelage.registry import teachers
+from tutelage.students import builtin_path
 from tutelage.students.generation import generate_ids
-from tutelage.students.loading import load_model
 from tutelage.tasks.verifiers import judge_all
 from tutelage.teachers.contract import Demonstrations, Facts
 from tutelage.teachers.signal import chat_template_hash, tokenizer_hash, vocabulary_of
@@ -67,7 +68,7 @@ class LocalTeacher:
     ) -> None:
         if isinstance(model, (str, Path)):
             self.name = str(model)
-            model, own = load_model(model, dtype=dtype)
+            model, own = load_model(str(builtin_path()) if self.name == "builtin" else self.name, **({"dtype": dtype} if dtype else {}))
             tokenizer = tokenizer or own
         else:
             self.name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)

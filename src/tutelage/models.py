@@ -1,4 +1,4 @@
-"""Loading a causal language model and its tokenizer by directory or name, with errors that say what is wrong with the directory."""
+"""Opening a causal language model and its tokenizer: a model directory as `save_pretrained` writes it, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError, missing_extra
-from tutelage.students import builtin_path
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "vocab.txt")
 
 
-def load_model(name: str | Path, *, dtype: str | None = None) -> tuple[Any, Any]:
-    """(model, tokenizer) of "builtin", a directory as `save_pretrained` writes it, or a name on the hub.
+def load_model(path: str, **options: Any) -> tuple[Any, Any]:
+    """(model, tokenizer) in float32 on a CPU, in the checkpoint's own type elsewhere; a tokenizer without padding pads with its end token.
 
-    dtype: as transformers names it ("float32", "bfloat16", "auto"); without it float32 on a CPU, the checkpoint's own type elsewhere. A
-    tokenizer without a padding token pads with its end token. A directory without model or tokenizer raises `TutelageError`.
+    options: for `AutoModelForCausalLM.from_pretrained`, such as `dtype`.
+
+    Raises:
+        TutelageError: a directory that holds no model or no tokenizer, or a name that cannot be reached.
     """
     try:
         import torch
@@ -23,14 +24,12 @@ def load_model(name: str | Path, *, dtype: str | None = None) -> tuple[Any, Any]
         from transformers.utils import logging
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "transformers", "lm") from None
-    path = str(builtin_path()) if name == "builtin" else str(name)
-    if name != "builtin" and Path(path).is_dir():
-        _check_model_directory(Path(path))
+    if Path(path).is_dir():
+        check_model_directory(Path(path))
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        default = "auto" if torch.cuda.is_available() else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or default)
+        model = AutoModelForCausalLM.from_pretrained(path, **{"dtype": "auto" if torch.cuda.is_available() else torch.float32, **options})
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TutelageError(
@@ -42,7 +41,8 @@ def load_model(name: str | Path, *, dtype: str | None = None) -> tuple[Any, Any]
     return model, tokenizer
 
 
-def _check_model_directory(path: Path) -> None:
+def check_model_directory(path: Path) -> None:
+    """Raise unless the directory holds a configuration and a tokenizer."""
     present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     if not (path / "config.json").exists():
         raise TutelageError(f"{path} is not a model directory: it has no config.json (it holds {present}).")
