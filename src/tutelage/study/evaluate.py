@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tutelage.outcomes import Kind
 from tutelage.pools import TaskPool
+from tutelage.students.generation import generate_ids
 from tutelage.study.config import Evaluation, Run
 from tutelage.tasks.diagnostics import diagnose, ended_by_token
 from tutelage.tasks.verifiers import Verifier, judge_all
@@ -99,26 +100,16 @@ def diagnosed(found: Completions) -> dict[str, Any]:
 
 
 def _generate(model: Any, tokenizer: Any, tasks: HeldOut) -> tuple[list[list[str]], NDArray[np.int64], NDArray[np.bool_]]:
-    """Texts, lengths in tokens and ends of `attempts` completions of each prompt, in the prompts' order; batches hold similar lengths."""
-    settings, attempts = tasks.settings, tasks.settings.attempts
-    sampling = {"do_sample": False} if settings.temperature == 0 else {"do_sample": True, "temperature": settings.temperature, "top_k": 0}
-    order = np.argsort([len(p) for p in tasks.prompts_M], kind="stable")
-    texts: list[list[str]] = [[] for _ in tasks.prompts_M]
-    length_MG, ended_MG = np.zeros((len(order), attempts), dtype=np.int64), np.zeros((len(order), attempts), dtype=bool)
-    for start in range(0, len(order), settings.batch_size):
-        batch = order[start : start + settings.batch_size]
-        encoded = tokenizer(
-            [tasks.prompts_M[i] for i in batch for _ in range(attempts)],
-            return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not tasks.templated, return_token_type_ids=False,
-        ).to(model.device)  # fmt: skip
-        out = model.generate(**encoded, **sampling, max_new_tokens=tasks.max_new_tokens, pad_token_id=tokenizer.pad_token_id)
-        token_BT = out[:, encoded["input_ids"].shape[1] :]
-        length_B, ended_B = ended_by_token(token_BT.cpu().numpy(), _end_ids(model, tokenizer))
-        length_MG[batch], ended_MG[batch] = length_B.reshape(-1, attempts), ended_B.reshape(-1, attempts)
-        decoded = tokenizer.batch_decode(token_BT, skip_special_tokens=True)
-        for i, place in enumerate(batch):
-            texts[place] = decoded[i * attempts : (i + 1) * attempts]
-    return texts, length_MG, ended_MG
+    """Texts, lengths in tokens and ends of `attempts` completions of each prompt, in the prompts' order."""
+    settings = tasks.settings
+    groups = generate_ids(
+        model, tokenizer, tasks.prompts_M, attempts=settings.attempts, max_new_tokens=tasks.max_new_tokens,
+        temperature=settings.temperature, templated=tasks.templated, batch_size=settings.batch_size,
+    )  # fmt: skip
+    end_ids = _end_ids(model, tokenizer)
+    measured = [ended_by_token(np.stack([ids.cpu().numpy() for ids in group]), end_ids) for group in groups]
+    texts = [tokenizer.batch_decode(group, skip_special_tokens=True) for group in groups]
+    return texts, np.stack([length_G for length_G, _ in measured]), np.stack([ended_G for _, ended_G in measured])
 
 
 def _end_ids(model: Any, tokenizer: Any) -> set[int]:

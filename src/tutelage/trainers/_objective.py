@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tutelage.errors import TutelageError
 from tutelage.objectives.compose import Sum
+from tutelage.trainers import _teaching
 from tutelage.trainers._batches import Batch, weighted_reward
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def check_columns(objective: Any, columns: frozenset[str], where: str, hint: str
     """Raise unless the engine can give every column that the objective reads."""
     missing = sorted(set(objective.requires) - columns)
     if missing:
+        hint = _teaching.HINT if any(name.startswith("teacher_") for name in missing) else hint
         raise TutelageError(f"The objective reads {', '.join(missing)}, which {where} does not have. {hint}")
 
 
@@ -92,10 +94,13 @@ def with_advantages(objective: Any) -> Any:
 
 def _rollouts(trainer: GRPOLessons, model: Any, inputs: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The columns of a micro-batch of rollouts, and what its part of the objective divides by."""
-    logp_BT, entropy_BT = trainer.token_columns(model, inputs)
     mask_BT = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
-    batch = {"logp_BT": logp_BT, "entropy_BT": entropy_BT, "mask_BT": mask_BT, "group_B": inputs["group"]}
-    batch["old_logp_BT"] = inputs.get("old_per_token_logps", logp_BT.detach())
+    if _teaching.reads_logits(trainer):
+        batch = _teaching.grpo_columns(trainer, model, inputs, mask_BT)
+    else:
+        batch = dict(zip(("logp_BT", "entropy_BT"), trainer.token_columns(model, inputs), strict=True))
+    batch |= {"mask_BT": mask_BT, "group_B": inputs["group"]}
+    batch["old_logp_BT"] = inputs.get("old_per_token_logps", batch["logp_BT"].detach())
     batch["advantage_B" if inputs["advantages"].ndim == 1 else "advantage_BT"] = inputs["advantages"]
     for ours, theirs in (("ref_logp_BT", "ref_per_token_logps"), ("group_tokens_B", "group_tokens")):
         if theirs in inputs:
@@ -108,7 +113,8 @@ def _rollouts(trainer: GRPOLessons, model: Any, inputs: Batch) -> tuple[dict[str
 def sft_loss(trainer: SFTLessons, outputs: Any) -> Tensor:
     """The objective's loss of one micro-batch of supervised training."""
     batch = {"logp_BT": outputs.log_probs, "old_logp_BT": outputs.log_probs.detach(), "mask_BT": outputs.label_mask}
-    return _weighed(trainer, trainer.main_objective, batch | {"entropy_BT": outputs.entropy}, trainer.window_counts, True)
+    batch |= {"entropy_BT": outputs.entropy, **getattr(outputs, "columns", {})}
+    return _weighed(trainer, trainer.main_objective, batch, trainer.window_counts, True)
 
 
 def _weighed(trainer: Any, objective: Any, batch: Mapping[str, Tensor], counts: Mapping[str, Tensor], training: bool) -> Tensor:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.errors import TutelageError
+from tutelage.teachers._forward import logits_at
 from tutelage.trainers import _batches, _checkpoint
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._judgement import Judge
@@ -118,6 +119,12 @@ class Engine(Base):
         if not hasattr(self, "_row_source"):
             self._row_source = self._remove_unused_columns(self.train_dataset, description="training")
         return self._row_source.__getitems__(rows_B.tolist())
+
+    def logits_at(self, model: Any, inputs: Batch, places_BT: Tensor) -> Tensor:
+        """The student's logits at places of each row (B, T, V), with gradient; other positions get none."""
+        rows_BT = torch.arange(len(places_BT), device=places_BT.device).unsqueeze(1).expand_as(places_BT)
+        with self.accelerator.autocast():
+            return logits_at(model, inputs, rows_BT, places_BT)
 
     @property
     def training_metrics(self) -> dict[str, list[float]]:
@@ -403,6 +410,10 @@ class SFTEngine(Engine):
         """Count what the objective divides by; the adapter above supplies it."""
         raise NotImplementedError
 
+    def trained_outputs(self, model: Any, inputs: Batch) -> Any:
+        """The forward pass whose outputs an objective reads; the adapter above supplies it."""
+        raise NotImplementedError
+
     def objective_loss(self, outputs: Any) -> Tensor:
         """The objective's loss of one micro-batch; the adapter above supplies it."""
         raise NotImplementedError
@@ -427,7 +438,8 @@ class SFTEngine(Engine):
             if self.objective is None:
                 loss = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
             else:
-                loss = self.objective_loss(self.scored(model, inputs))
+                heard.append(self.trained_outputs(model, inputs))
+                loss = self.objective_loss(heard[-1])
         finally:
             hook.remove()
         if self.curriculum is not None:

@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _mix, _objective, _refill, _resume, _rng, _supervised
+from tutelage.trainers import _mix, _objective, _refill, _resume, _rng, _supervised, _teaching
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
 from tutelage.trainers._judgement import Judge
@@ -59,6 +59,8 @@ def with_curriculum(base: type) -> type:
         - `curriculum`: what the model learns next, over a pool whose row i is row i of `train_dataset`. None trains exactly as `base` does;
           what else is said here of lessons has then no effect.
         - `objective`: a loss in place of TRL's, see `tutelage.objectives`. Losses that TRL has are left to TRL (`loss_type`).
+        - `teacher`: who gives the signal, see `tutelage.teachers`. One that scores feeds the objective that reads its columns: on GRPO that
+          is on-policy distillation, on SFT distillation on the data's completions.
         - `lesson_callbacks`: functions `f(lesson: Lesson)`, called on rank 0 after every lesson.
 
         and, for GRPO:
@@ -124,16 +126,19 @@ class Lessons(Engine):
     """What `with_curriculum` puts before any trainer."""
 
     available: frozenset[str]
+    fixed_texts = False
+    """Whether all texts are known before training, so that a teacher's record of them can serve."""
 
     def __init__(
         self,
         *args: Any,
         curriculum: Curriculum | None = None,
         objective: Any = None,
+        teacher: Any = None,
         lesson_callbacks: Sequence[Callable[[Lesson], None]] = (),
         **kwargs: Any,
     ) -> None:
-        self.curriculum, self.objective = curriculum, objective
+        self.curriculum, self.objective, self.teacher = curriculum, objective, teacher
         self.lesson_callbacks = tuple(lesson_callbacks)
         self.ledger = Ledger()
         self.curriculum_seconds = 0.0
@@ -203,8 +208,9 @@ class GRPOLessons(Lessons, GRPOEngine):
         super().__init__(*args, **kwargs)
         if self.curriculum is not None:
             self.judge = Judge(solved, self.reward_funcs, self.reward_func_names)
+        taught = _teaching.offered(self)
         if self.objective is not None:
-            columns = _objective.GRPO_COLUMNS | ({"ref_logp_BT"} if self.beta else frozenset())
+            columns = _objective.GRPO_COLUMNS | taught | ({"ref_logp_BT"} if self.beta else frozenset())
             columns |= {f"{_mix.SOURCE}/{name}" for name in _objective.SFT_COLUMNS}
             hint = "For ref_logp_BT give GRPOConfig a beta above 0, so that TRL computes it; the objective's own coefficient counts."
             _objective.check_columns(self.objective, columns, "GRPO", hint)
@@ -244,12 +250,14 @@ class SFTLessons(Lessons, SFTEngine):
     """What `with_curriculum` puts before an SFT trainer."""
 
     available = frozenset({"arm_N", "length_NG", "signals/loss", "signals/entropy"})
+    fixed_texts = True
     rows_N: Any
     pending: list[torch.Tensor]
     window_counts: dict[str, torch.Tensor]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        taught = _teaching.offered(self)
         if self.objective is not None:
             self.loss_is_scaled_for_ga = True  # the objective divides by the whole step's counts itself
             if getattr(self.objective, "controller", None) is not None:
@@ -257,7 +265,7 @@ class SFTLessons(Lessons, SFTEngine):
                     "A controller switches between supervision and rollouts, and SFTTrainer has no rollouts; use trl.GRPOTrainer."
                 )
             hint = "Use it with GRPO (demonstrations= are a keyword there), or take an objective of log-likelihoods."
-            _objective.check_columns(self.objective, _objective.SFT_COLUMNS, "SFT", hint)
+            _objective.check_columns(self.objective, _objective.SFT_COLUMNS | taught, "SFT", hint)
 
     def check_settings(self) -> None:
         names = ("packing", "padding_free", "shuffle_dataset", "auto_find_batch_size")
@@ -293,6 +301,9 @@ class SFTLessons(Lessons, SFTEngine):
     def count_window(self, batches: list[Batch]) -> None:
         masks = [batch["labels"][:, 1:].to(self.accelerator.device) != -100 for batch in batches]
         self.window_counts = _objective.counted(self, [{"mask_BT": mask} for mask in masks])
+
+    def trained_outputs(self, model: Any, inputs: Batch) -> Any:
+        return _teaching.sft_outputs(self, model, inputs) if _teaching.reads_logits(self) else self.scored(model, inputs)
 
     def objective_loss(self, outputs: Any) -> torch.Tensor:
         return _objective.sft_loss(self, outputs)
