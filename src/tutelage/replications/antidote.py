@@ -153,20 +153,9 @@ def scores_of(points: Mapping[str, Sequence[float]]) -> dict[str, float]:
     score: dict[str, float] = {}
     for label, level in (("half", 0.5), ("tenth", 0.1)):
         for name in ("task", "refused", "garbled"):
-            score[f"{name}_at_{label}"] = at_level(points["harmful"], points[name], level)
+            score[f"{name}_at_{label}"] = skills.at_level(points["harmful"], points[name], level)
     score["start_harmful"], score["start_task"] = float(points["harmful"][0]), float(points["task"][0])
     return score
-
-
-def at_level(harm_X: Sequence[float], value_X: Sequence[float], level: float) -> float:
-    """`value` where `harm` first falls to `level`, linear between points; its last value where that never happens."""
-    for x, harm in enumerate(harm_X):
-        if harm <= level:
-            if x == 0:
-                return float(value_X[0])
-            share = (harm_X[x - 1] - level) / (harm_X[x - 1] - harm)
-            return float(value_X[x - 1] + share * (value_X[x] - value_X[x - 1]))
-    return float(value_X[-1])
 
 
 def _arm(about: str, **how: str) -> Arm:

@@ -110,3 +110,14 @@ def share_exact(model: Any, examples: Sequence[Example]) -> float:
     """The share of texts whose answer the model says exactly."""
     answers = [example.ids[example.start :] for example in examples]
     return float(np.mean([said == answer for said, answer in zip(greedy(model, examples), answers, strict=True)]))
+
+
+def at_level(falling_X: Sequence[float], value_X: Sequence[float], level: float) -> float:
+    """`value` where `falling` first falls to `level`, linear between points; its last value where that never happens."""
+    for x, now in enumerate(falling_X):
+        if now <= level:
+            if x == 0:
+                return float(value_X[0])
+            share = (falling_X[x - 1] - level) / (falling_X[x - 1] - now)
+            return float(value_X[x - 1] + share * (value_X[x] - value_X[x - 1]))
+    return float(value_X[-1])
