@@ -80,7 +80,7 @@ def concentrations(
         identity = {"model": model_fingerprint(model), "layer": place.name, "tokenizer": encode.fingerprint}
         store = _Cache(Path(cache), {**identity, "prompts": prompts_hash(column), "rows": len(column), "chunk": chunk})
     parts = []
-    with evaluating(model), _bar(len(column), progress) as advance:
+    with evaluating(model), bar(len(column), progress) as advance:
         for number, start in enumerate(range(0, len(column), chunk)):
             rows = range(start, min(start + chunk, len(column)))
             part = store.load(number, len(rows)) if store else None
@@ -234,7 +234,7 @@ def _read_manifest(path: Path) -> Any:
 
 
 @contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Any]:
+def bar(total: int, shown: bool) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

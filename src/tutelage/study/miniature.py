@@ -38,7 +38,10 @@ HARDEST = 3
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of an experiment. `per_arm` training and `held_out` evaluation tasks for each length; `warm_steps` supervised steps."""
+    """The size of an experiment. `per_arm` training and `held_out` evaluation tasks for each length; `warm_steps` supervised steps.
+
+    distractors, prefix: of inputs that hold symbols to be ignored, see `SortingTasks.cluttered`.
+    """
 
     updates: int = 200
     batch: int = 32
@@ -48,6 +51,8 @@ class Scale:
     evaluate_every: int = 20
     per_arm: int = 4096
     held_out: int = 256
+    distractors: int = 0
+    prefix: int = 0
 
 
 FULL = Scale()
@@ -58,11 +63,20 @@ SETTINGS = {**asdict(FULL), "objective": "grpo", "kl_coef": 0.0, "aggregation": 
 Build = Callable[[TaskPool, int, Scale], Curriculum]
 
 
-def arm(curriculum: str | Build, about: str, *, batch: int | None = None, noise: bool = False, **hyper: Any) -> Arm:
+def arm(
+    curriculum: str | Build,
+    about: str,
+    *,
+    batch: int | None = None,
+    noise: bool = False,
+    full: Scale = FULL,
+    quick: Scale = SMOKE,
+    **hyper: Any,
+) -> Arm:
     """An arm of a replication: the student under a curriculum.
 
     curriculum: the name of a registered one, built with `hyper`, or a function (pool, seed, scale) that builds one. batch: prompts per
-    update, if not 32. noise: add the unlearnable arm. A curriculum's `steps` are filled in with the number of updates.
+    update, if not 32. noise: add the unlearnable arm. full, quick: the scale, and that of a smoke run. A curriculum's `steps` are filled in with the number of updates.
     """
 
     def build(pool: TaskPool, seed: int, size: Scale) -> Curriculum:
@@ -72,19 +86,19 @@ def arm(curriculum: str | Build, about: str, *, batch: int | None = None, noise:
         return curricula.build(curriculum, pool, seed=seed, **steps, **hyper)
 
     name = curriculum if isinstance(curriculum, str) else getattr(curriculum, "__name__", "")
-    settings = {"curriculum": name, **hyper, "batch": batch or FULL.batch, "noise": noise}
+    settings = {"curriculum": name, **hyper, "batch": batch or full.batch, "noise": noise}
     return Arm(
-        run=lambda seed, smoke: teach(seed, SMOKE if smoke else FULL, build, batch=batch, noise=noise), about=about, settings=settings
+        run=lambda seed, smoke: teach(seed, quick if smoke else full, build, batch=batch, noise=noise), about=about, settings=settings
     )
 
 
 @lru_cache(maxsize=2)
-def _classroom(seed: int, size: Scale) -> tuple[SortingTasks, ParallelAnswers]:
+def classroom(seed: int, size: Scale) -> tuple[SortingTasks, ParallelAnswers]:
     """Held-out tasks and the warm-started student of a seed: what all arms share."""
-    from tutelage.students.parallel_answers import ParallelAnswers, SortingTasks, warm_start
+    from tutelage.students.parallel_answers import ParallelAnswers, warm_start
 
     children = np.random.SeedSequence(seed).spawn(4)
-    held_out = SortingTasks.draw(np.random.default_rng(children[0].spawn(2)[1]), per_arm=size.held_out)
+    held_out = _drawn(np.random.default_rng(children[0].spawn(2)[1]), size, per_arm=size.held_out)
     student = ParallelAnswers(_tasks(seed, size, noise=False), seed=_integer(children[1]))
     with _one_thread():
         warm_start(student, student.tasks, rng=np.random.default_rng(children[1]), steps=size.warm_steps)
@@ -92,10 +106,15 @@ def _classroom(seed: int, size: Scale) -> tuple[SortingTasks, ParallelAnswers]:
 
 
 def _tasks(seed: int, size: Scale, *, noise: bool) -> SortingTasks:
+    data = np.random.SeedSequence(seed).spawn(4)[0].spawn(2)[0]
+    return _drawn(np.random.default_rng(data), size, per_arm=size.per_arm, noise=noise)
+
+
+def _drawn(rng: np.random.Generator, size: Scale, **options: Any) -> SortingTasks:
     from tutelage.students.parallel_answers import SortingTasks
 
-    data = np.random.SeedSequence(seed).spawn(4)[0].spawn(2)[0]
-    return SortingTasks.draw(np.random.default_rng(data), per_arm=size.per_arm, noise=noise)
+    tasks = SortingTasks.draw(rng, **options)
+    return tasks.cluttered(rng, distractors=size.distractors, prefix=size.prefix) if size.distractors or size.prefix else tasks
 
 
 def _integer(child: np.random.SeedSequence) -> int:
@@ -119,7 +138,7 @@ def teach(seed: int, size: Scale, build: Build, *, batch: int | None = None, noi
     from tutelage.students.parallel_answers import success_rate
     from tutelage.trainers.torch_loop import train
 
-    held_out, warm = _classroom(seed, size)
+    held_out, warm = classroom(seed, size)
     rollouts, method = np.random.SeedSequence(seed).spawn(4)[2:]
     student, coins = copy.deepcopy(warm), np.random.default_rng(rollouts)
     student.tasks = tasks = _tasks(seed, size, noise=noise)
