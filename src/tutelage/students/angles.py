@@ -56,7 +56,8 @@ class PairSums(NamedTuple):
         if include_diagonal:
             intra_B = self.square_B / m_B**2
         else:
-            intra_B = (self.square_B - self.own_B) / (m_B * (m_B - 1))
+            pairs_B = m_B * (m_B - 1)
+            intra_B = torch.where(pairs_B > 0, (self.square_B - self.own_B) / pairs_B, torch.nan)  # a residue over 0 is no number
         inter_B = torch.where(self.prefix_B > 0, self.cross_B / (m_B * self.prefix_B.clamp(min=1)), 0.0)
         return weights[0] * intra_B, weights[1] * inter_B
 
@@ -136,7 +137,9 @@ def find_site(model: Any, *, layer: int = -1, site: SiteRule = "mlp_input") -> S
         raise unknown("site of hidden states", site, get_args(SiteRule))
     path, layers = _decoder_layers(model)
     if not -len(layers) <= layer < len(layers):
-        raise TutelageError(f"layer={layer}, but {type(model).__name__} has {len(layers)} decoder layers, {-len(layers)} to {len(layers) - 1}.")
+        raise TutelageError(
+            f"layer={layer}, but {type(model).__name__} has {len(layers)} decoder layers, {-len(layers)} to {len(layers) - 1}."
+        )
     number = layer % len(layers)
     block = layers[number]
     if site == "block_output":
@@ -154,7 +157,7 @@ def find_site(model: Any, *, layer: int = -1, site: SiteRule = "mlp_input") -> S
 def _decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """The list of decoder layers and its path; a decoder's own before that of any tower beside it."""
     config = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = config if config is None or not hasattr(config, "get_text_config") else config.get_text_config()
     depth = getattr(text, "num_hidden_layers", None)
     found: list[tuple[str, nn.ModuleList]] = []
     if isinstance(model, nn.Module) and depth:

@@ -187,7 +187,9 @@ class ParallelAnswers(nn.Module):
     @torch.no_grad()
     def signals(self, rows_N: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """The named signals of these rows, (N,) each, under the weights as they are."""
-        site = angles.Site(self.blocks[-1].up, False, "input of the last block's feed-forward layer")
+        last = self.blocks[-1]
+        assert isinstance(last, _Block)
+        site = angles.Site(last.up, False, "input of the last block's feed-forward layer")
         parts = []
         for rows_b in np.array_split(rows_N, -(-len(rows_N) // 512)):
             with angles.listening(site) as heard:

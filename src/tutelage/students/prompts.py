@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,8 +86,8 @@ class PromptTokens:
         key = json.dumps([asked, [m for i, m in enumerate(messages) if i != asked]], default=str)
         if key not in self._frames:
             others = [self._render([{**m, "content": word} if i == asked else m for i, m in enumerate(messages)]) for word in "AB"]
-            before = os.path.commonprefix(others)
-            after = os.path.commonprefix([text[::-1] for text in others])[::-1]
+            before = _shared_start(*others)
+            after = _shared_start(*(text[::-1] for text in others))[::-1]
             if len(self._frames) > 4096:
                 self._frames.clear()
             self._frames[key] = before, after
@@ -106,6 +105,10 @@ class PromptTokens:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self.template)
         except ValueError as error:
             raise TutelageError(f"The tokenizer cannot render a conversation: {error} Give it a chat template, or pass texts.") from None
+
+
+def _shared_start(one: str, other: str) -> str:
+    return one[: next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))]
 
 
 def _messages(chat: Any) -> list[dict[str, Any]]:

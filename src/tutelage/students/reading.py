@@ -202,7 +202,9 @@ class _Cache:
 
     def _check(self, found: Any, wanted: dict[str, Any]) -> None:
         found = found if isinstance(found, dict) else {}
-        lines = [f"{name}: the cache has {found.get(name)!r}, this run {value!r}" for name, value in wanted.items() if found.get(name) != value]
+        lines = [
+            f"{name}: the cache has {found.get(name)!r}, this run {value!r}" for name, value in wanted.items() if found.get(name) != value
+        ]
         if lines:
             raise TutelageError(
                 f"The cache {self.folder} belongs to something else and is not used. {'; '.join(lines)}. Give another folder, or remove "

@@ -76,7 +76,8 @@ def arm(
     """An arm of a replication: the student under a curriculum.
 
     curriculum: the name of a registered one, built with `hyper`, or a function (pool, seed, scale) that builds one. batch: prompts per
-    update, if not 32. noise: add the unlearnable arm. full, quick: the scale, and that of a smoke run. A curriculum's `steps` are filled in with the number of updates.
+    update, if not 32. noise: add the unlearnable arm. full, quick: the scale, and that of a smoke run. A
+    curriculum's `steps` are filled in with the number of updates.
     """
 
     def build(pool: TaskPool, seed: int, size: Scale) -> Curriculum:

@@ -91,8 +91,8 @@ def answer_wants(trainer: GRPOLessons) -> None:
     strange = sorted(set(wants.signals) - _signals.OF_PROMPTS)
     if strange:
         raise TutelageError(
-            f"The curriculum {trainer.curriculum.name!r} wants the signals {', '.join(strange)}; GRPO measures attempts, and of the prompts "
-            f"{', '.join(sorted(_signals.OF_PROMPTS))}. trl.SFTTrainer measures loss and entropy; or use it without those signals."
+            f"The curriculum {trainer.curriculum.name!r} wants the signals {', '.join(strange)}; GRPO measures attempts, and of prompts "
+            f"{', '.join(sorted(_signals.OF_PROMPTS))}. trl.SFTTrainer measures loss and entropy."
         )
     rows_N = np.asarray(wants.rows_N, dtype=np.int64)
     fields: dict[str, Any] = _attempted(trainer, rows_N, wants.attempts) if wants.attempts else {}
