@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def scene(seed: int, size: Scale) -> Scene:
     return Scene(model, [a for a, _ in gone], [b for _, b in gone], useful, [a for a, _ in kept[half:]], fresh)
 
 
-def unlearned(seed: int, smoke: bool, *, retain_loss: str = "kl", **lock: Any) -> Cell:
+def unlearned(seed: int, smoke: bool, *, retain_loss: Literal["kl", "none"] = "kl", **lock: Any) -> Cell:
     """Unlearn from the seed's model and measure on the way; `sweep` in the cell has a list over measurements for each quantity."""
     from tutelage.model_edits.calibration import batches
     from tutelage.model_edits.cku import Cku

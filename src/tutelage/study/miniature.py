@@ -42,6 +42,7 @@ class Scale:
 
     items: train on so many fixed tasks of each length instead. All tasks, held-out and warm start included, are then of the varied kind
     (see `SortingTasks.draw`), and the warm start sees other tasks than the fixed ones.
+    distractors, prefix: of inputs that hold symbols to be ignored, see `SortingTasks.cluttered`.
     """
 
     updates: int = 200
@@ -53,6 +54,8 @@ class Scale:
     per_arm: int = 4096
     held_out: int = 256
     items: int | None = None
+    distractors: int = 0
+    prefix: int = 0
 
 
 FULL = Scale()
@@ -102,7 +105,7 @@ def arm(
 
 
 @lru_cache(maxsize=2)
-def _classroom(seed: int, size: Scale) -> tuple[SortingTasks, ParallelAnswers]:
+def classroom(seed: int, size: Scale) -> tuple[SortingTasks, ParallelAnswers]:
     """Held-out tasks and the warm-started student of a seed: what all arms share."""
     from tutelage.students.parallel_answers import ParallelAnswers, warm_start
 
@@ -119,7 +122,9 @@ def _tasks(seed: int, size: Scale, kind: Literal["stream", "held out", "items"],
 
     per_arm = {"stream": size.per_arm, "held out": size.held_out, "items": size.items or 0}
     data = np.random.SeedSequence(seed).spawn(1)[0].spawn(3)[list(per_arm).index(kind)]
-    return SortingTasks.draw(np.random.default_rng(data), per_arm=per_arm[kind], noise=noise, varied=size.items is not None)
+    rng = np.random.default_rng(data)
+    tasks = SortingTasks.draw(rng, per_arm=per_arm[kind], noise=noise, varied=size.items is not None)
+    return tasks.cluttered(rng, distractors=size.distractors, prefix=size.prefix) if size.distractors or size.prefix else tasks
 
 
 def _integer(child: np.random.SeedSequence) -> int:
@@ -145,7 +150,7 @@ def teach(seed: int, size: Scale, build: Build, *, batch: int | None = None, noi
     from tutelage.students.parallel_answers import success_rate
     from tutelage.trainers.torch_loop import train
 
-    held_out, warm = _classroom(seed, replace(size, updates=0))  # the same room, however long the lesson
+    held_out, warm = classroom(seed, replace(size, updates=0))  # the same room, however long the lesson
     rollouts, method, watching = np.random.SeedSequence(seed).spawn(5)[2:]
     student, coins = copy.deepcopy(warm), np.random.default_rng(rollouts)
     student.tasks = tasks = _tasks(seed, size, "items" if size.items else "stream", noise=noise)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tutelage.curricula._base import Curriculum, Wants
 from tutelage.errors import TutelageError
 from tutelage.outcomes import Outcomes
+from tutelage.trainers import _signals
 from tutelage.trainers._sync import decide
 from tutelage.trainers._trl_private import Rollouts
 from tutelage.trainers.ledger import Lesson
@@ -53,7 +54,10 @@ def teach(trainer: GRPOLessons) -> Taught:
     trainer.ledger.lessons += 1
     trainer.ledger.rollouts += groups * trainer.num_generations
     trainer.ledger.tokens += int(rollouts.columns["length"].sum())
-    fields = {name: value for name, value in rollouts.columns.items() if name != "ended"}
+    fields: dict[str, Any] = {name: value for name, value in rollouts.columns.items() if name != "ended"}
+    names = _signals.lesson_names(trainer.curriculum)
+    if names:
+        fields["signals"] = _signals.of_rollouts(trainer, rollouts, names)
     return Taught(rollouts, learn(trainer, rows_N, fields))
 
 
@@ -84,12 +88,22 @@ def answer_wants(trainer: GRPOLessons) -> None:
     wants = wanted(trainer)
     if wants is None:
         return
-    if wants.signals:
+    strange = sorted(set(wants.signals) - _signals.OF_PROMPTS)
+    if strange:
         raise TutelageError(
-            f"The curriculum {trainer.curriculum.name!r} wants the signals {', '.join(wants.signals)}; GRPO measures attempts: solved, "
-            "kind, reward and length. Use it with trl.SFTTrainer, which measures loss and entropy, or without those signals."
+            f"The curriculum {trainer.curriculum.name!r} wants the signals {', '.join(strange)}; GRPO measures attempts, and of prompts "
+            f"{', '.join(sorted(_signals.OF_PROMPTS))}. trl.SFTTrainer measures loss and entropy."
         )
-    rows_N, attempts, world = np.asarray(wants.rows_N, dtype=np.int64), wants.attempts, trainer.accelerator.num_processes
+    rows_N = np.asarray(wants.rows_N, dtype=np.int64)
+    fields: dict[str, Any] = _attempted(trainer, rows_N, wants.attempts) if wants.attempts else {}
+    if wants.signals:
+        fields["signals"] = _signals.of_prompts(trainer, rows_N, wants.signals)
+    tell_probe(trainer, wants, fields)
+
+
+def _attempted(trainer: GRPOLessons, rows_N: NDArray[np.int64], attempts: int) -> dict[str, NDArray[Any]]:
+    """What `attempts` completions of each row show; they are entered in the ledger."""
+    world = trainer.accelerator.num_processes
     size = world * max(trainer.args.generation_batch_size // (attempts * world), 1)
     parts: list[dict[str, NDArray[Any]]] = []
     with trainer.unlogged():
@@ -103,7 +117,7 @@ def answer_wants(trainer: GRPOLessons) -> None:
     trainer.ledger.probe_rollouts += joined["length"].size
     trainer.ledger.rollouts += joined["length"].size
     trainer.ledger.tokens += int(joined["length"].sum())
-    tell_probe(trainer, wants, {name: value for name, value in joined.items() if name not in ("ended", "advantage")})
+    return {name: value for name, value in joined.items() if name not in ("ended", "advantage")}
 
 
 def wanted(trainer: Lessons) -> Wants | None:

@@ -299,6 +299,16 @@ class GRPOEngine(Engine):
             self.mix.clipped(norm)
         return norm
 
+    @property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of the model's text, also where the processing class does more."""
+        return self._tokenizer
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """What the engine passes to `apply_chat_template` beside the conversation."""
+        return {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
+
     def _generate_and_score_completions(self, inputs: Any) -> Batch:
         if self.curriculum is not None and self.model.training:
             return self.next_batch()

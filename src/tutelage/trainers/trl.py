@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _mix, _objective, _refill, _resume, _rng, _supervised, _teaching
+from tutelage.trainers import _mix, _objective, _refill, _resume, _rng, _signals, _supervised, _teaching
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
 from tutelage.trainers._judgement import Judge
@@ -188,7 +188,7 @@ class Lessons(Engine):
 class GRPOLessons(Lessons, GRPOEngine):
     """What `with_curriculum` puts before a GRPO trainer."""
 
-    available = frozenset({"arm_N", "solved_NG", "kind_NG", "reward_NG", "advantage_NG", "length_NG"})
+    available = frozenset({"arm_N", "solved_NG", "kind_NG", "reward_NG", "advantage_NG", "length_NG"}) | _signals.OF_LESSONS
 
     def __init__(
         self,
@@ -224,6 +224,7 @@ class GRPOLessons(Lessons, GRPOEngine):
     def check_settings(self) -> None:
         if self.num_generations < 2:
             raise TutelageError("num_generations=1 leaves no group to compare within: every advantage is 0. Set it to at least 2.")
+        _signals.check_model(self)
 
     @property
     def groups_per_batch(self) -> int:
