@@ -36,6 +36,7 @@ from tutelage.errors import TutelageError, unknown
 from tutelage.registry import teachers
 from tutelage.teachers.groups import OWN, Attempts, Float, Groups, Ratio
 
+Int = NDArray[np.int64]
 Hint = Literal["solution", "answer"]
 Replace = Literal["worst", "random"]
 TEMPLATES: dict[str, str] = {
@@ -202,29 +203,34 @@ class Egsr:
 
     def intervene(self, groups: Groups) -> Groups:
         """The groups with a guided answer in each that needed and found help. Every process of a run decides the same."""
+        mixed = dataclasses.replace(groups, ratio=self.ratio, advantage_cap=self.advantage_cap, metrics={"guided_share": 0.0})
         hints = [task.get(self.hint) for task in groups.tasks]
         helped_N = self.needs_help(groups.solved_NG) & np.array([_given(hint) for hint in hints])
         index_M = np.flatnonzero(helped_N)
-        shared = {"ratio": self.ratio, "advantage_cap": self.advantage_cap}
         if not len(index_M):
-            return dataclasses.replace(groups, **shared, metrics={"guided_share": 0.0})
-        guided = groups.ask(index_M, [self.guide(groups.tasks[n]["prompt"], hints[n]) for n in index_M], self.guided_attempts)
-        pairs = zip(guided.answers, index_M, strict=True)
-        overlap_MK = np.array([[overlap(answer, hints[n], ngram=self.ngram) for answer in answers] for answers, n in pairs])
+            return mixed
+        expert = {int(n): hints[n] for n in index_M}
+        guided = groups.ask(index_M, [self.guide(groups.tasks[n]["prompt"], hint) for n, hint in expert.items()], self.guided_attempts)
+        overlap_MK = np.array(
+            [[overlap(answer, hint, ngram=self.ngram) for answer in row] for row, hint in zip(guided.answers, expert.values(), strict=True)]
+        )
         attempt_M = self.choose(guided, overlap_MK)
+        found_M = attempt_M != OWN
+        metrics = {"guided_share": float(helped_N.mean()), "success": float(found_M.mean()), "overlap": float(overlap_MK.mean())}
+        mixed = dataclasses.replace(mixed, expert=expert, metrics=metrics)
+        return self._mix(mixed, guided, index_M[found_M], np.flatnonzero(found_M), attempt_M[found_M])
+
+    def _mix(self, groups: Groups, guided: Attempts, index_L: Int, row_L: Int, attempt_L: Int) -> Groups:
+        """Attempt `attempt_L` of the groups asked about as `row_L` goes into the groups `index_L`."""
         rng = np.random.default_rng([self.seed, groups.lesson])
         solved_NG, reward_NG, guided_NG = groups.solved_NG.copy(), groups.reward_NG.copy(), groups.guided_NG.copy()
-        for m in np.flatnonzero(attempt_M != OWN):
-            n, k = index_M[m], attempt_M[m]
+        for n, m, k in zip(index_L, row_L, attempt_L, strict=True):
             succeeded_G = np.nan_to_num(solved_NG[n]) >= self.success
             reward_NG[n], place = inject(reward_NG[n], succeeded_G, guided.reward_MK[m, k], replace=self.replace, rng=rng)
             solved_NG[n, place], guided_NG[n, place] = guided.solved_MK[m, k], m * self.guided_attempts + k
-        metrics = {"guided_share": float(helped_N.mean()), "success": float((attempt_M != OWN).mean()), "overlap": float(overlap_MK.mean())}
-        expert = {int(n): hints[n] for n in index_M}
-        mixed = {"solved_NG": solved_NG, "reward_NG": reward_NG, "guided_NG": guided_NG, "expert": expert, "metrics": metrics}
-        return dataclasses.replace(groups, **shared, **mixed)
+        return dataclasses.replace(groups, solved_NG=solved_NG, reward_NG=reward_NG, guided_NG=guided_NG)
 
 
 def _given(hint: Any) -> bool:
-    """Whether there is a hint: not null, not blank, not an empty sequence of tokens."""
+    """Whether there is a hint: not null, not blank, no empty sequence of tokens."""
     return hint is not None and len(hint.strip() if isinstance(hint, str) else hint) > 0

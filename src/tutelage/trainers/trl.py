@@ -35,7 +35,7 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _objective, _refill, _resume, _rng, _supervised
+from tutelage.trainers import _objective, _refill, _resume, _rng, _supervised, _teacher
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
 from tutelage.trainers._judgement import Judge
@@ -58,6 +58,8 @@ def with_curriculum(base: type) -> type:
         - `curriculum`: what the model learns next, over a pool whose row i is row i of `train_dataset`. None trains exactly as `base` does;
           what else is said here of lessons has then no effect.
         - `objective`: a loss in place of TRL's, see `tutelage.objectives`. Losses that TRL has are left to TRL (`loss_type`).
+        - `teacher`: who gives a further signal, see `tutelage.teachers`. One that intervenes (`egsr`) takes GRPO and a curriculum: the
+          curriculum observes the student's own attempts, and admits or rejects the groups that the teacher has mixed.
         - `lesson_callbacks`: functions `f(lesson: Lesson)`, called on rank 0 after every lesson.
 
         and, for GRPO:
@@ -69,7 +71,8 @@ def with_curriculum(base: type) -> type:
           ten batches in a row without one admitted group it raises. "partial": the admitted groups alone train. "raise": an error.
 
         It has `ledger`, what the run has spent; `curriculum_seconds`, the time the curriculum took on rank 0; and `skipped_checkpoints`,
-        what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`.
+        what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`, the teacher's as
+        `teacher/<name>`.
 
     Raises:
         TutelageError: another class, or a version of TRL or transformers that was not tested.
@@ -121,10 +124,11 @@ class Lessons(Engine):
         *args: Any,
         curriculum: Curriculum | None = None,
         objective: Any = None,
+        teacher: Any = None,
         lesson_callbacks: Sequence[Callable[[Lesson], None]] = (),
         **kwargs: Any,
     ) -> None:
-        self.curriculum, self.objective = curriculum, objective
+        self.curriculum, self.objective, self.teacher = curriculum, objective, teacher
         self.lesson_callbacks = tuple(lesson_callbacks)
         self.ledger = Ledger()
         self.curriculum_seconds = 0.0
@@ -139,9 +143,23 @@ class Lessons(Engine):
         if curriculum is not None:
             self.check_settings()
             _check_pool(curriculum, self.train_dataset)
+        if teacher is not None:
+            self.check_teacher()
 
     def check_settings(self) -> None:
         """Raise if a setting of the engine cannot go with a curriculum."""
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether there is a teacher who changes groups."""
+        return hasattr(self.teacher, "intervene")
+
+    def check_teacher(self) -> None:
+        """Raise if this trainer cannot use the teacher."""
+        raise TutelageError(
+            f"This trainer has no use for the teacher {type(self.teacher).__name__}: SFT has no groups of attempts to intervene in. Use it "
+            "with trl.GRPOTrainer."
+        )
 
     def check_fit(self, curriculum: Curriculum) -> None:
         """Raise if the engine cannot give what the curriculum needs."""
@@ -191,6 +209,14 @@ class GRPOLessons(Lessons, GRPOEngine):
             columns = _objective.GRPO_COLUMNS | ({"ref_logp_BT"} if self.beta else frozenset())
             hint = "For ref_logp_BT give GRPOConfig a beta above 0, so that TRL computes it; the objective's own coefficient counts."
             _objective.check_columns(self.objective, columns, "GRPO", hint)
+
+    def check_teacher(self) -> None:
+        if not self.intervenes:
+            raise TutelageError(
+                f"teacher={self.teacher!r} is a {type(self.teacher).__name__}; expected a teacher with the method intervene(groups), for "
+                "example tutelage.registry.teachers.build('egsr')."
+            )
+        _teacher.check_teacher(self)
 
     def check_settings(self) -> None:
         if self.num_generations < 2:
