@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from numbers import Number
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -168,12 +169,12 @@ class Egsr:
         if self.hint not in columns:
             raise TutelageError(f"EGSR shows the student the task's {self.hint}, and train_dataset has only {', '.join(columns)}. {advice}")
         for value in values(self.hint):
-            if value is not None and not isinstance(value, str):
+            if value is not None and not isinstance(value, str) and self.hint == "solution":
                 raise TutelageError(
                     f"EGSR shows the student the task's {self.hint}, and the column {self.hint!r} of train_dataset holds {value!r} of type "
                     f"{type(value).__name__}; expected text, or null where there is none. {advice}"
                 )
-            if _given(value):
+            if _given(value) is not None:
                 return
         raise TutelageError(f"EGSR shows the student the task's {self.hint}, and all in train_dataset are empty. {advice}")
 
@@ -204,8 +205,8 @@ class Egsr:
     def intervene(self, groups: Groups) -> Groups:
         """The groups with a guided answer in each that needed and found help. Every process of a run decides the same."""
         mixed = dataclasses.replace(groups, ratio=self.ratio, advantage_cap=self.advantage_cap, metrics={"guided_share": 0.0})
-        hints = [task.get(self.hint) for task in groups.tasks]
-        helped_N = self.needs_help(groups.solved_NG) & np.array([_given(hint) for hint in hints])
+        hints = [_given(task.get(self.hint)) for task in groups.tasks]
+        helped_N = self.needs_help(groups.solved_NG) & np.array([hint is not None for hint in hints])
         index_M = np.flatnonzero(helped_N)
         if not len(index_M):
             return mixed
@@ -231,6 +232,7 @@ class Egsr:
         return dataclasses.replace(groups, solved_NG=solved_NG, reward_NG=reward_NG, guided_NG=guided_NG)
 
 
-def _given(hint: Any) -> bool:
-    """Whether there is a hint: not null, not blank, no empty sequence of tokens."""
-    return hint is not None and len(hint.strip() if isinstance(hint, str) else hint) > 0
+def _given(hint: Any) -> Any:
+    """The hint, numbers as text; None where it is null, blank or an empty sequence of tokens."""
+    hint = str(hint) if isinstance(hint, Number) else hint
+    return None if hint is None or not len(hint.strip() if isinstance(hint, str) else hint) else hint
