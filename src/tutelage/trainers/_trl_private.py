@@ -272,13 +272,13 @@ class GRPOEngine(Engine):
         numpy = {name: column.double().cpu().numpy().reshape(shape) for name, column in columns.items()}
         return Rollouts(batch, reward_BF, numpy, heard.length_b, self._texts(len(reward_BF)) if self.log_completions else {})
 
-    def token_columns(self, model: Any, inputs: Batch, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each completion token (B, T) under `model`, `chunk` rows at a time (default: all)."""
+    def token_columns(self, model: Any, inputs: Batch, chunk: int | None = None, entropy: bool = True) -> tuple[Tensor, Tensor]:
+        """Log-probability and (the policy's alone) entropy of each completion token (B, T), `chunk` rows at a time (default: all)."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         pictures = {key: inputs[key] for key in _batches.PICTURES if key in inputs}
         logp_BT, entropy_BT, _ = self._get_per_token_logps_and_entropies(
-            model, ids, mask, inputs["completion_ids"].shape[1], batch_size=chunk, compute_entropy=True, **pictures
+            model, ids, mask, inputs["completion_ids"].shape[1], batch_size=chunk, compute_entropy=entropy, **pictures
         )
         return logp_BT, entropy_BT
 
@@ -291,10 +291,10 @@ class GRPOEngine(Engine):
     def reference_logp(self, inputs: Batch, chunk: int | None = None) -> Tensor:
         """Log-probability of each completion token (B, T) under the reference: a model of its own, or the one without its adapter."""
         if self.ref_model is not None:
-            return self.token_columns(self.ref_model, inputs, chunk)[0]
+            return self.token_columns(self.ref_model, inputs, chunk, entropy=False)[0]
         model = self.accelerator.unwrap_model(self.model)
         with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-            return self.token_columns(self.model, inputs, chunk)[0]
+            return self.token_columns(self.model, inputs, chunk, entropy=False)[0]
 
     def said(self, rollouts: Rollouts) -> list[str]:
         """The texts of all processes' completions."""
