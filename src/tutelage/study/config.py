@@ -99,7 +99,7 @@ class Run(Strict):
     model: str = "builtin"
     tasks: list[str] = ["quick"]
     verifier: str | None = None
-    columns: dict[Literal["prompt", "answer", "arm", "difficulty", "key"], str] = {}
+    columns: dict[Literal["prompt", "answer", "solution", "arm", "difficulty", "key"], str] = {}
     tasks_per_arm: int = Field(256, ge=1)
     trainer: Engine = "grpo"
     arms: list[Arm] = []

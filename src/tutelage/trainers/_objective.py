@@ -101,6 +101,8 @@ def _rollouts(trainer: GRPOLessons, model: Any, inputs: Batch) -> tuple[dict[str
         batch = dict(zip(("logp_BT", "entropy_BT"), trainer.token_columns(model, inputs), strict=True))
     batch |= {"mask_BT": mask_BT, "group_B": inputs["group"]}
     batch["old_logp_BT"] = inputs.get("old_per_token_logps", batch["logp_BT"].detach())
+    if "no_ratio" in inputs:  # see `_teacher.py`: a ratio of 1 with the gradient of the log-likelihood
+        batch["old_logp_BT"] = torch.where(inputs["no_ratio"].unsqueeze(1), batch["logp_BT"].detach(), batch["old_logp_BT"])
     batch["advantage_B" if inputs["advantages"].ndim == 1 else "advantage_BT"] = inputs["advantages"]
     for ours, theirs in (("ref_logp_BT", "ref_per_token_logps"), ("group_tokens_B", "group_tokens")):
         if theirs in inputs:

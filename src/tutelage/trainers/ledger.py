@@ -29,6 +29,7 @@ class Ledger:
     rollouts: int = 0
     rejected_rollouts: int = 0
     probe_rollouts: int = 0
+    guided_rollouts: int = 0
     tokens: int = 0
     training_tokens: int = 0
 

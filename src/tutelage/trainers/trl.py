@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _mix, _objective, _refill, _resume, _rng, _signals, _supervised, _teaching
+from tutelage.trainers import _mix, _objective, _refill, _resume, _rng, _signals, _supervised, _teacher, _teaching
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
 from tutelage.trainers._judgement import Judge
@@ -59,8 +59,9 @@ def with_curriculum(base: type) -> type:
         - `curriculum`: what the model learns next, over a pool whose row i is row i of `train_dataset`. None trains exactly as `base` does;
           what else is said here of lessons has then no effect.
         - `objective`: a loss in place of TRL's, see `tutelage.objectives`. Losses that TRL has are left to TRL (`loss_type`).
-        - `teacher`: who gives the signal, see `tutelage.teachers`. One that scores feeds the objective that reads its columns: on GRPO that
-          is on-policy distillation, on SFT distillation on the data's completions.
+        - `teacher`: who gives a further signal, see `tutelage.teachers`. One that scores feeds the objective that reads its columns: on
+          GRPO that is on-policy distillation, on SFT distillation on the data's completions. One that intervenes (`egsr`) takes GRPO and
+          a curriculum: the curriculum observes the student's own attempts, and admits or rejects the groups that the teacher has mixed.
         - `lesson_callbacks`: functions `f(lesson: Lesson)`, called on rank 0 after every lesson.
 
         and, for GRPO:
@@ -80,7 +81,8 @@ def with_curriculum(base: type) -> type:
         nothing is proposed or generated. Without a curriculum the prompts that TRL's loader had for that step are passed over.
 
         It has `ledger`, what the run has spent; `curriculum_seconds`, the time the curriculum took on rank 0; and `skipped_checkpoints`,
-        what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`.
+        what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`, the teacher's as
+        `teacher/<name>`.
 
     Raises:
         TutelageError: another class, or a version of TRL or transformers that was not tested.
@@ -153,9 +155,23 @@ class Lessons(Engine):
         if curriculum is not None:
             self.check_settings()
             _check_pool(curriculum, self.train_dataset)
+        if self.intervenes:
+            self.check_intervention()
 
     def check_settings(self) -> None:
         """Raise if a setting of the engine cannot go with a curriculum."""
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether there is a teacher who changes groups."""
+        return hasattr(self.teacher, "intervene")
+
+    def check_intervention(self) -> None:
+        """Raise if this trainer has no place for a teacher who changes groups."""
+        raise TutelageError(
+            f"This trainer has no use for the teacher {type(self.teacher).__name__}: SFT has no groups of attempts to intervene in. Use it "
+            "with trl.GRPOTrainer."
+        )
 
     def check_fit(self, curriculum: Curriculum) -> None:
         """Raise if the engine cannot give what the curriculum needs."""
@@ -220,6 +236,9 @@ class GRPOLessons(Lessons, GRPOEngine):
     @functools.cached_property
     def main_objective(self) -> Any:
         return None if self.objective is None else _mix.rollout_part(self.objective)
+
+    def check_intervention(self) -> None:
+        _teacher.check_teacher(self)
 
     def check_settings(self) -> None:
         if self.num_generations < 2:
