@@ -76,16 +76,16 @@ def grpo_loss(trainer: GRPOLessons, model: Any, inputs: Batch) -> Tensor:
     scale = trainer.current_gradient_accumulation_steps / trainer.args.steps_per_generation if training else 1.0
     counts = {name.removeprefix(COUNTED): value for name, value in inputs.items() if name.startswith(COUNTED)}
     counts = {name: value if name.endswith("max_length") else value * scale for name, value in counts.items()}
-    return _weighed(trainer, batch, counts, training)
+    return weighed(trainer, batch, counts, training)
 
 
 def sft_loss(trainer: SFTLessons, outputs: Any) -> Tensor:
     """The objective's loss of one micro-batch of supervised training."""
     batch = {"logp_BT": outputs.log_probs, "old_logp_BT": outputs.log_probs.detach(), "mask_BT": outputs.label_mask}
-    return _weighed(trainer, batch | {"entropy_BT": outputs.entropy}, trainer.window_counts, True)
+    return weighed(trainer, batch | {"entropy_BT": outputs.entropy}, trainer.window_counts, True)
 
 
-def _weighed(trainer: Any, batch: Mapping[str, Tensor], counts: Mapping[str, Tensor], training: bool) -> Tensor:
+def weighed(trainer: Any, batch: Mapping[str, Tensor], counts: Mapping[str, Tensor], training: bool) -> Tensor:
     loss, stats = trainer.objective(batch, denominators=counts)
     if not training:
         return loss * trainer.accelerator.num_processes

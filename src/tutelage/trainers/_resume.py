@@ -31,7 +31,9 @@ def write(trainer: Lessons, folder: Path) -> None:
     torch.save(trainer.engine_state(), folder / ENGINE.format(trainer.accelerator.process_index))
     if not trainer.args.should_save:
         return
-    state = {"curriculum": trainer.curriculum.state_dict(), "ledger": trainer.ledger.state_dict(), "barren": trainer.barren}
+    state = {"ledger": trainer.ledger.state_dict(), "barren": trainer.barren}
+    if trainer.curriculum is not None:
+        state["curriculum"] = trainer.curriculum.state_dict()
     save_state(folder / LESSONS, state)
     if _moving_reference(trainer):
         torch.save(trainer.accelerator.unwrap_model(trainer.ref_model).state_dict(), folder / REFERENCE)
@@ -47,7 +49,8 @@ def take_up(trainer: Lessons, given: bool | str) -> str:
     for name, reason in trainer.skipped_checkpoints.items():
         logger.warning("Passing over %s: %s.", run / name, reason)
     saved = load_state(path / LESSONS)
-    trainer.curriculum.load_state_dict(saved["curriculum"])
+    if trainer.curriculum is not None:
+        trainer.curriculum.load_state_dict(saved["curriculum"])
     trainer.ledger.load_state_dict(saved["ledger"])
     trainer.barren = int(saved["barren"])
     _load_engine(trainer, path)

@@ -115,6 +115,11 @@ class Engine(Base):
         """Add a training metric; it is averaged until the next log, as TRL's own are."""
         self._metrics["train"][name].append(float(value))
 
+    @property
+    def keeps_whole(self) -> bool:
+        """Whether checkpoints are written whole or not at all, with the adapter's state; else they are TRL's."""
+        return self.curriculum is not None
+
     def state_files(self, folder: Path) -> None:
         """Write what the adapter must remember; every process calls it. The adapter above supplies it."""
         raise NotImplementedError
@@ -128,7 +133,7 @@ class Engine(Base):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Everything that TRL and the adapter write, under a temporary name, all processes together; then one rename."""
-        if self.curriculum is None:
+        if not self.keeps_whole:
             return super()._save_checkpoint(model, trial)
         run = Path(super()._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
@@ -159,7 +164,7 @@ class Engine(Base):
     def _finalize_training(self, *args: Any) -> Any:
         """TRL's, but with `save_total_limit=1` it would delete the newest checkpoint where another one is the best."""
         limit = self.args.save_total_limit
-        if self.curriculum is not None:
+        if self.keeps_whole:
             self.args.save_total_limit = None
         try:
             return super()._finalize_training(*args)
