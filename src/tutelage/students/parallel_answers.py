@@ -26,8 +26,6 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra("torch", "lm") from error
 
-from tutelage.students._transformer import Block
-
 DIGITS = 10
 PAD = 2 * DIGITS  # 0-9 are digits, 10-19 the second alphabet of noise tasks
 NOISE = "noise"
@@ -96,6 +94,24 @@ class SortingTasks:
         return solved_NG.astype(np.float64)
 
 
+class _Block(nn.Module):
+    """Pre-norm attention over all positions, then a feed-forward layer of four times the width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x_NTD: Tensor, mask_N11T: Tensor) -> Tensor:
+        n, slots, width = x_NTD.shape
+        query, key, value = self.qkv(self.norm1(x_NTD)).view(n, slots, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_N11T)
+        x_NTD = x_NTD + self.out(mixed.transpose(1, 2).reshape(n, slots, width))
+        return x_NTD + self.down(F.gelu(self.up(self.norm2(x_NTD))))
+
+
 class ParallelAnswers(nn.Module):
     """The student: log-probabilities of the digit in each slot, from one pass over the input.
 
@@ -110,7 +126,7 @@ class ParallelAnswers(nn.Module):
             torch.manual_seed(seed)
             self.embed = nn.Embedding(PAD + 1, width)
             self.position_TD = nn.Parameter(0.1 * torch.randn(tasks.token_NT.shape[1], width))
-            self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+            self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
             self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, DIGITS)
 
     def forward(self, token_NT: Tensor) -> Tensor:
