@@ -83,8 +83,8 @@ def encode_reply(tokenizer: Any, prompt: Any, completion: Any, *, ends: Collecti
         whole = tokenizer.apply_chat_template([*prompt, *completion], return_dict=True)["input_ids"]
     if list(whole[: len(head)]) != list(head):
         raise TutelageError(
-            f"The tokens of {str(prompt)[-60:]!r} are not the beginning of the tokens of that prompt with its completion, so the model would "
-            "be asked one thing and trained on another. End the prompt where a token ends (on a line break, say, not within a word), or "
+            f"The tokens of {str(prompt)[-60:]!r} are not the beginning of the tokens of that prompt with its completion, so the model "
+            "would be asked one thing and trained on another. End the prompt where a token ends (on a line break, say, not within a word), or "
             "use a chat template that renders the prompt alike with and without an answer."
         )
     reply = list(whole[len(head) :])

@@ -1,9 +1,9 @@
 """A team of past checkpoints: the student's own past as its teachers, as SPIN and TPAW have it.
 
     team = CheckpointTeam("out/team", size=3)
-    team.save(0, model, tokenizer)                                  # the start; later 1, 2, ... after each round of training
-    sampled = team.demonstrate(model, 3, prompts, seed=0, ...)      # what the student answers when round 4 begins
-    logp_NJ = team.score(model, 4, "targets", replies, ...)         # under the players of round 4, two passes over the data never needed
+    team.save(0, model, tokenizer)                                            # the start; later 1, 2, ... after each round
+    sampled = team.demonstrate(model, 3, prompts, tokenizer, seed=0)          # what the student answers when round 4 begins
+    logp_NJ = team.score(model, team.players(4), "targets", replies, tokenizer)   # under that round's players
 
 Players are frozen, so each reply is scored once under each player, and the numbers stay on disk: training needs the columns, not the
 players. One model is in memory at any time; it takes on the weights of the player that is asked. What is stored of a player is what
@@ -30,6 +30,14 @@ from tutelage.teachers.replies import Ids, Replies, end_ids, format_digest, samp
 CARD = "player.json"
 
 
+def lineup(round: int, size: int) -> list[int]:
+    """Who takes part in a round (from 1), of what was numbered from 0: the last `size` that exist, oldest first.
+
+    Of checkpoints (0 is the start, t what round t made) these are the players; of rounds' data, numbered from 0, the rounds trained on.
+    """
+    return list(range(max(0, round - size), round))
+
+
 @teachers.register("checkpoint_team")
 class CheckpointTeam:
     """The student's own last checkpoints: the newest demonstrates, each of them scores (SPIN, TPAW).
@@ -44,7 +52,6 @@ class CheckpointTeam:
         if size < 1:
             raise TutelageError(f"A team has at least one player; got size={size}.")
         self.folder, self.size = Path(folder), size
-        self.holding: tuple[int, int] | None = None  # id of the model and number of the player whose weights it has now
 
     def path(self, number: int) -> Path:
         """The folder of player `number`."""
@@ -59,7 +66,7 @@ class CheckpointTeam:
 
         Raises `TutelageError` if one of them is missing: a smaller team would be another method.
         """
-        numbers = list(range(max(0, round - self.size), round))
+        numbers = lineup(round, self.size)
         missing = [str(self.path(number)) for number in numbers if not self.has(number)]
         if missing:
             raise TutelageError(
@@ -68,34 +75,32 @@ class CheckpointTeam:
             )
         return numbers
 
-    def save(self, number: int, model: Any, tokenizer: Any) -> None:
-        """Keep the model as player `number`, whole or not at all."""
+    def save(self, number: int, model: Any, tokenizer: Any, **facts: Any) -> None:
+        """Keep the model as player `number`, whole or not at all. facts: what its card is to say beside its fingerprint; JSON values."""
         with atomic_dir(self.path(number)) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            (folder / CARD).write_text(json.dumps({"number": number, "fingerprint": _fingerprint(folder)}))
-        self.holding = (id(model), number)
+            (folder / CARD).write_text(json.dumps({"number": number, "fingerprint": _fingerprint(folder), **facts}))
 
-    def fingerprint(self, number: int) -> str:
-        """128 bits of a player's weights, as they were when it was saved."""
-        self.players(number + 1)
-        return json.loads((self.path(number) / CARD).read_text())["fingerprint"]
+    def card(self, number: int) -> dict[str, Any]:
+        """A player's number, its `fingerprint` (128 bits of its weights as they were saved), and the facts it was saved with."""
+        if not self.has(number):
+            raise TutelageError(f"There is no whole checkpoint {self.path(number)}. Bring it back, or start anew in an empty folder.")
+        return json.loads((self.path(number) / CARD).read_text())
 
     def load(self, number: int, model: Any) -> None:
         """Give `model` the weights of a player. Raises `TutelageError` if its files are not those that were saved."""
-        if self.holding == (id(model), number):
-            return
-        folder, expected = self.path(number), self.fingerprint(number)
+        folder, expected = self.path(number), self.card(number)["fingerprint"]
         if _fingerprint(folder) != expected:
-            raise TutelageError(f"The weights in {folder} were changed after they were saved, or cut short; the round cannot go on from them.")
-        self.holding = None
+            raise TutelageError(
+                f"The weights in {folder} were changed after they were saved, or cut short; the round cannot go on from them."
+            )
         if hasattr(model, "peft_config"):
             from peft import load_peft_weights, set_peft_model_state_dict
 
             set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
         else:
             model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
-        self.holding = (id(model), number)
 
     def demonstrate(self, model: Any, number: int, prompt_N: list[Ids], tokenizer: Any, *, seed: int, **sampling: Any) -> list[Ids]:
         """One reply of player `number` to each prompt; `sampling` as in `sample_replies`."""
@@ -110,11 +115,9 @@ class CheckpointTeam:
         """
         return np.stack([self._column(model, j, name, replies, tokenizer, scoring) for j in players], axis=1)
 
-    def _column(
-        self, model: Any, number: int, name: str, replies: Replies, tokenizer: Any, scoring: dict[str, Any]
-    ) -> NDArray[np.float64]:
+    def _column(self, model: Any, number: int, name: str, replies: Replies, tokenizer: Any, scoring: dict[str, Any]) -> NDArray[np.float64]:
         path = self.folder / "scores" / f"player-{number}.{name}.npz"
-        manifest = {"player": self.fingerprint(number), "replies": replies.digest, "format": format_digest(tokenizer)}
+        manifest = {"player": self.card(number)["fingerprint"], "replies": replies.digest, "format": format_digest(tokenizer)}
         if path.is_file():
             found = load_state(path)
             differ = [key for key, value in manifest.items() if found["manifest"].get(key) != value]

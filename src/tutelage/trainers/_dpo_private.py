@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ LOSS_SETTINGS = (
     "discopop_tau",
 )  # fmt: skip
 """Settings that shape TRL's own loss."""
+PATCHES = ("forward", "_original_forward")
+"""What TRL and accelerate set on a model object itself."""
 
 
 def changed_loss_settings(args: Any) -> list[str]:
@@ -115,3 +118,17 @@ class DPOEngine(Engine):
     def routes_experts(self) -> bool:
         """Whether TRL adds a load-balancing loss to its own."""
         return self.aux_loss_enabled
+
+
+@contextmanager
+def without_traces(model: Any) -> Iterator[None]:
+    """Take off afterwards what an engine hangs on a model: TRL's fused head, accelerate's mixed precision. A next one starts clean."""
+    bare = model.get_base_model() if hasattr(model, "peft_config") else model
+    patched = [(part, {name: vars(part)[name] for name in PATCHES if name in vars(part)}) for part in dict.fromkeys((model, bare))]
+    try:
+        yield
+    finally:
+        for part, before in patched:
+            for name in PATCHES:
+                vars(part).pop(name, None)
+            vars(part).update(before)

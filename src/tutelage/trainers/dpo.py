@@ -7,8 +7,9 @@
 
 `train_dataset` holds pairs in TRL's format (`prompt`, `chosen`, `rejected`, text or messages), or already as token ids (`prompt_ids`,
 `chosen_ids`, `rejected_ids`, end token included), and two columns of J floats each: `ref_chosen_logp` and `ref_rejected_logp`, the
-log-probability in nats of the whole reply under each of J players. `tutelage.trainers.scoring.score_pairs` computes them. No reference
-model is loaded, none is kept.
+log-probability in nats of the whole reply under each of J players. `tutelage.teachers.replies.score_replies` computes them. No reference
+model is loaded, none is kept. (Scores and the policy's own values come from batches of different shapes, so they agree up to rounding:
+right at θ = θ_j, TPAW's target multiplier acts on those pairs alone whose rounding falls to its side.)
 
 Everything else is TRL's, under TRL's names. The loss divides by the pairs of the whole optimiser step, so gradient accumulation and the
 number of processes do not change it. Checkpoints are whole or not there, as those of `with_curriculum`.
@@ -29,6 +30,7 @@ from tutelage.trainers.ledger import Ledger
 try:
     import torch
     import trl
+    from datasets import Dataset
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
@@ -74,6 +76,7 @@ class PairTraining(DPOEngine):
     curriculum = None
     barren = 0
     window_counts: dict[str, torch.Tensor]
+    data_collator: Any
 
     def __init__(
         self,
@@ -140,7 +143,7 @@ def _check_settings(args: Any, ref_model: Any) -> None:
     if ref_model is not None:
         raise TutelageError(
             "An objective reads its references from the columns ref_chosen_logp and ref_rejected_logp, and ref_model would have no say. "
-            "Leave it out; score_pairs(ref_model, ...) of tutelage.trainers.scoring makes the columns."
+            "Leave it out; score_replies(ref_model, ...) of tutelage.teachers.replies makes the columns."
         )
     changed = changed_loss_settings(args) if args is not None else []
     if changed:
@@ -152,13 +155,18 @@ def _check_settings(args: Any, ref_model: Any) -> None:
 
 def _check_references(dataset: Any) -> None:
     """Two columns with one and the same number of finite floats in every row."""
-    names = getattr(dataset, "column_names", None) or ()
+    if not isinstance(dataset, Dataset):
+        raise TutelageError(
+            f"The pairs are a {type(dataset).__name__}; expected a datasets.Dataset, whose reference columns can be checked. Load the data "
+            "without streaming, or turn a finite stream into one: Dataset.from_generator(lambda: iter(stream))."
+        )
+    names = dataset.column_names
     missing = [name for name in REFERENCES if name not in names]
     if missing:
         raise TutelageError(
             f"The data set has no column {' and no column '.join(missing)}; it has {', '.join(names) or 'none that can be told'}. The "
             "objective needs the log-probability of both replies under each player, a list of J floats a row: "
-            "tutelage.trainers.scoring.score_pairs computes them, once."
+            "tutelage.teachers.replies.score_replies computes them, once."
         )
     shapes = []
     for name in REFERENCES:
