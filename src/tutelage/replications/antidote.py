@@ -31,7 +31,7 @@ import numpy as np
 
 from tutelage.registry import replications
 from tutelage.study import skills
-from tutelage.study.miniature import _one_thread as one_thread
+from tutelage.study.miniature import one_thread
 from tutelage.study.replicate import Arm, Cell, Comparison, Replication
 
 REVERSE, SHIFT, HABIT, SORT = skills.TAGS[:4]

@@ -30,7 +30,7 @@ import numpy as np
 
 from tutelage.registry import replications
 from tutelage.study import skills
-from tutelage.study.miniature import _one_thread as one_thread
+from tutelage.study.miniature import one_thread
 from tutelage.study.replicate import Arm, Cell, Comparison, Replication
 
 REVERSE, SHIFT, FORM_A, FORM_B, GONE_A, GONE_B = skills.TAGS[:6]

@@ -28,7 +28,7 @@ import numpy as np
 
 from tutelage.curricula._draws import Deck
 from tutelage.registry import replications
-from tutelage.study.miniature import _integer, _one_thread, _torch
+from tutelage.study.miniature import integer_of, one_thread, torch_or_raise
 from tutelage.study.replicate import Arm, Cell, Comparison, Replication
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Classroom:
     """
 
     def __init__(self, seed: int, size: Scale, controller: Switch, *, wrong: float = 0.0) -> None:
-        torch = _torch()
+        torch = torch_or_raise()
         from tutelage.objectives import On, Sum, objective
         from tutelage.students.parallel_answers import ParallelAnswers, SortingTasks
 
@@ -79,12 +79,12 @@ class Classroom:
         kept = np.sort(labelled.permutation(len(pool))[: size.labelled])
         self.token_NT, self.mask_NT = pool.token_NT[kept], pool.mask_NT[kept]
         self.answer_NT = mislabelled(pool.answer_NT[kept], self.mask_NT, wrong, np.random.default_rng(noise))
-        self.student = ParallelAnswers(self.tasks, seed=_integer(student))
+        self.student = ParallelAnswers(self.tasks, seed=integer_of(student))
         self.policy = objective("grpo", kl_coef=0.0, aggregation="token_mean")
         self.objective = Sum({"policy": (self.policy, 1.0), "imitate": (On("demonstrations", objective("nll")), 1.0)})
         self.optimizer = torch.optim.Adam(self.student.parameters(), lr=size.lr, fused=True)
-        self.deck = Deck(np.array([len(self.answer_NT)]), _integer(draws))
-        self.prompt_rng, self.generator = np.random.default_rng(draws), torch.Generator().manual_seed(_integer(draws))
+        self.deck = Deck(np.array([len(self.answer_NT)]), integer_of(draws))
+        self.prompt_rng, self.generator = np.random.default_rng(draws), torch.Generator().manual_seed(integer_of(draws))
         self.stats: dict[str, float] = {}
         self.rollouts = self.training_tokens = 0
 
@@ -119,7 +119,7 @@ class Classroom:
         self.stats[f"{name}/grad_norm"] = self._norm()
 
     def _norm(self) -> float:
-        torch = _torch()
+        torch = torch_or_raise()
         return torch.nn.utils.get_total_norm([p.grad for p in self.student.parameters() if p.grad is not None]).item()
 
     def _demonstrations(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Classroom:
         return {"demonstrations/logp_BT": logp_BT, "demonstrations/mask_BT": self.mask_NT[rows_N]}
 
     def _rollouts(self) -> dict[str, Any]:
-        torch = _torch()
+        torch = torch_or_raise()
         rows_N = self.prompt_rng.integers(len(self.tasks), size=self.size.batch)
         token_NGT, mask_NGT = self.student.sample(rows_N, self.size.attempts, self.generator)
         reward_NG = self.tasks.verify(rows_N, token_NGT, self.prompt_rng)
@@ -140,7 +140,7 @@ class Classroom:
 
     def marks(self) -> dict[str, float]:
         """What the student can do on fresh items, exactly: no answer is sampled."""
-        torch = _torch()
+        torch = torch_or_raise()
         with torch.no_grad():
             logp_NTV = self.student(self.fresh.token_NT)
         mask_NT, answer_NT1 = self.fresh.mask_NT, self.fresh.answer_NT.unsqueeze(2)
@@ -156,7 +156,7 @@ class Classroom:
 
 def mislabelled(answer_NT: Any, mask_NT: Any, share: float, rng: np.random.Generator) -> Any:
     """The answers, a share of them (rounded) replaced by digits drawn uniformly."""
-    torch = _torch()
+    torch = torch_or_raise()
     wrong_M = rng.permutation(len(answer_NT))[: round(share * len(answer_NT))]
     found = answer_NT.clone()
     found[wrong_M] = torch.from_numpy(rng.integers(10, size=(len(wrong_M), answer_NT.shape[1]))) * mask_NT[wrong_M]
@@ -167,7 +167,7 @@ def teach(seed: int, size: Scale, build: Callable[[Scale], Switch], *, wrong: fl
     """One cell: warm-up, then `size.updates` updates under the controller."""
     import time
 
-    with _one_thread():
+    with one_thread():
         room, start = Classroom(seed, size, build(size), wrong=wrong), time.process_time()
         curve: list[dict[str, float]] = []
         for step in range(-size.warmup_steps, size.updates + 1):

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from tutelage.outcomes import Kind
 from tutelage.pools import TaskPool
 from tutelage.registry import curricula, replications
-from tutelage.study.miniature import _integer, _one_thread, _torch
+from tutelage.study.miniature import integer_of, one_thread, torch_or_raise
 from tutelage.study.replicate import Arm, Cell, Comparison, Replication
 from tutelage.tasks.diagnostics import diagnose, ended_by_token, rambling
 from tutelage.tasks.rewards import FormatIndependent, Shaping, correct_only
@@ -130,15 +130,15 @@ def length_bug(kind_B: NDArray[np.int8], grade_B: NDArray[np.float64], texts_B: 
 @lru_cache(maxsize=4)
 def base_model(seed: int, steps: int, size: Scale) -> TinyCausal:
     """The base of a seed: supervised steps on sorted digits after fillers, a share of them in a box."""
-    torch = _torch()
+    torch = torch_or_raise()
     from tutelage.students.tiny_causal import TinyCausal, padded
 
     data, weights = np.random.SeedSequence(seed).spawn(5)[:2]
     rng = np.random.default_rng(data)
     tasks = Tasks.draw(rng, LENGTHS, size.per_length)
-    student = TinyCausal(vocabulary=ONE + 9, context=max(LENGTHS) + 1 + LIMIT, seed=_integer(weights))
+    student = TinyCausal(vocabulary=ONE + 9, context=max(LENGTHS) + 1 + LIMIT, seed=integer_of(weights))
     optimizer = torch.optim.Adam(student.parameters(), lr=1.2e-3, fused=True)
-    with _one_thread():
+    with one_thread():
         for _ in range(steps):
             rows = rng.integers(len(tasks.gold_N), size=64)
             solutions = [_solution(tasks.gold_N[row], rng, size.boxed_share) for row in rows]
@@ -161,7 +161,7 @@ def teach(
     seed: int, size: Scale, *, steps: int, shaping: Shaping, updates: int, evaluate_every: int, lengths: Sequence[int] = LENGTHS
 ) -> dict[str, Any]:
     """Reinforcement from the base of `steps` supervised steps on tasks of these lengths: the curve, the cost, the share of dead groups."""
-    torch = _torch()
+    torch = torch_or_raise()
     from tutelage.objectives import objective
     from tutelage.students.tiny_causal import Answering
     from tutelage.trainers.torch_loop import train
@@ -184,14 +184,14 @@ def teach(
         dead.append(float(diagnose(kind_NG=kinds)["dead_share"]))
         return np.array(rewards)
 
-    with _one_thread():
+    with one_thread():
         run = train(
             Answering(student, tasks.prompt_NP, LIMIT, END),
-            curricula.build("uniform", pool, seed=_integer(rollouts)),
+            curricula.build("uniform", pool, seed=integer_of(rollouts)),
             verify,
             objective("grpo", kl_coef=0.0, aggregation="token_mean"),
             torch.optim.Adam(student.parameters(), lr=size.lr, fused=True),
-            generator=torch.Generator().manual_seed(_integer(rollouts)),
+            generator=torch.Generator().manual_seed(integer_of(rollouts)),
             updates=updates,
             batch=size.batch,
             attempts=size.attempts,
@@ -203,7 +203,7 @@ def teach(
 
 def _measured(student: TinyCausal, tasks: Tasks, seed: int, attempts: int) -> dict[str, Any]:
     """Diagnostics of held-out answers, their entropy per token in nats, and the share that is boxed."""
-    torch = _torch()
+    torch = torch_or_raise()
     token_NGT, mask_NGT = student.sample(tasks.prompt_NP, attempts, torch.Generator().manual_seed(seed), tokens=LIMIT, end=END)
     with torch.no_grad():
         entropy = -float(student.logp(tasks.prompt_NP, token_NGT).sum() / mask_NGT.sum())

@@ -110,8 +110,8 @@ def classroom(seed: int, size: Scale) -> tuple[SortingTasks, ParallelAnswers]:
     from tutelage.students.parallel_answers import ParallelAnswers, warm_start
 
     start = np.random.SeedSequence(seed).spawn(2)[1]
-    student = ParallelAnswers(_tasks(seed, size, "stream"), seed=_integer(start))
-    with _one_thread():
+    student = ParallelAnswers(_tasks(seed, size, "stream"), seed=integer_of(start))
+    with one_thread():
         warm_start(student, student.tasks, rng=np.random.default_rng(start), steps=size.warm_steps)
     return _tasks(seed, size, "held out"), student
 
@@ -127,7 +127,7 @@ def _tasks(seed: int, size: Scale, kind: Literal["stream", "held out", "items"],
     return tasks.cluttered(rng, distractors=size.distractors, prefix=size.prefix) if size.distractors or size.prefix else tasks
 
 
-def _integer(child: np.random.SeedSequence) -> int:
+def integer_of(child: np.random.SeedSequence) -> int:
     return int(child.generate_state(1)[0])
 
 
@@ -145,7 +145,7 @@ def teach(seed: int, size: Scale, build: Build, *, batch: int | None = None, noi
         share of all groups trained on, where there is one; with `watch`, means of its numbers over the evaluations after the first),
         `curve` (lists over evaluations), `taught` (groups trained on per arm between evaluations) with `arm_names`, and `cost`.
     """
-    torch = _torch()
+    torch = torch_or_raise()
     from tutelage.objectives import objective
     from tutelage.students.parallel_answers import success_rate
     from tutelage.trainers.torch_loop import train
@@ -154,8 +154,8 @@ def teach(seed: int, size: Scale, build: Build, *, batch: int | None = None, noi
     rollouts, method, watching = np.random.SeedSequence(seed).spawn(5)[2:]
     student, coins = copy.deepcopy(warm), np.random.default_rng(rollouts)
     student.tasks = tasks = _tasks(seed, size, "items" if size.items else "stream", noise=noise)
-    with _one_thread():
-        curriculum = build(tasks.pool(), _integer(method), size)
+    with one_thread():
+        curriculum = build(tasks.pool(), integer_of(method), size)
         further = watch(student, tasks, curriculum, np.random.default_rng(watching)) if watch else dict
         run = train(
             student,
@@ -163,7 +163,7 @@ def teach(seed: int, size: Scale, build: Build, *, batch: int | None = None, noi
             lambda rows_N, token_NGT: tasks.verify(rows_N, token_NGT, coins),
             objective("grpo", kl_coef=0.0, aggregation="token_mean"),
             torch.optim.Adam(student.parameters(), lr=size.lr, fused=True),
-            generator=torch.Generator().manual_seed(_integer(rollouts)),
+            generator=torch.Generator().manual_seed(integer_of(rollouts)),
             updates=size.updates,
             batch=batch or size.batch,
             attempts=size.attempts,
@@ -189,7 +189,7 @@ def _marks(accuracy_A: NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
-def _torch() -> Any:
+def torch_or_raise() -> Any:
     try:
         import torch
     except ModuleNotFoundError:
@@ -198,9 +198,9 @@ def _torch() -> Any:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """More threads would slow so small a student down, and change its rounding with the number of cores."""
-    torch = _torch()
+    torch = torch_or_raise()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -74,10 +74,10 @@ def grpo_loss(trainer: GRPOLessons, model: Any, inputs: Batch) -> Tensor:
     training, mix = trainer.model.training, trainer.mix
     batch, counts = _rollouts(trainer, model, inputs) if "completion_ids" in inputs else ({}, {})
     if mix is None or not training:
-        return _weighed(trainer, trainer.main_objective, batch, counts, training)
+        return weighed(trainer, trainer.main_objective, batch, counts, training)
     batch, counts = batch | mix.columns(model, inputs), counts | mix.counts
     mix.measure(batch, counts)
-    return _weighed(trainer, mix.active, batch, counts, training)
+    return weighed(trainer, mix.active, batch, counts, training)
 
 
 def with_advantages(objective: Any) -> Any:
@@ -116,10 +116,10 @@ def sft_loss(trainer: SFTLessons, outputs: Any) -> Tensor:
     """The objective's loss of one micro-batch of supervised training."""
     batch = {"logp_BT": outputs.log_probs, "old_logp_BT": outputs.log_probs.detach(), "mask_BT": outputs.label_mask}
     batch |= {"entropy_BT": outputs.entropy, **getattr(outputs, "columns", {})}
-    return _weighed(trainer, trainer.main_objective, batch, trainer.window_counts, True)
+    return weighed(trainer, trainer.main_objective, batch, trainer.window_counts, True)
 
 
-def _weighed(trainer: Any, objective: Any, batch: Mapping[str, Tensor], counts: Mapping[str, Tensor], training: bool) -> Tensor:
+def weighed(trainer: Any, objective: Any, batch: Mapping[str, Tensor], counts: Mapping[str, Tensor], training: bool) -> Tensor:
     loss, stats = objective(batch, denominators=counts)
     if not training:
         return loss * trainer.accelerator.num_processes

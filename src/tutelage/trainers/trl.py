@@ -96,7 +96,7 @@ def with_curriculum(base: type) -> type:
     raise TutelageError(f"with_curriculum takes trl.GRPOTrainer, trl.SFTTrainer or a subclass of either; got {base!r}.")
 
 
-class _CountUpdates(TrainerCallback):
+class CountUpdates(TrainerCallback):
     """Keeps the ledger's updates; stands first, so that callbacks that stop by budget see the current count."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -151,7 +151,7 @@ class Lessons(Engine):
             _check_given(curriculum, _argument(super().__init__, "train_dataset", args, kwargs))
             self.check_fit(curriculum)
         super().__init__(*args, **kwargs)
-        self.callback_handler.callbacks.insert(0, _CountUpdates(self.ledger))
+        self.callback_handler.callbacks.insert(0, CountUpdates(self.ledger))
         if curriculum is not None:
             self.check_settings()
             _check_pool(curriculum, self.train_dataset)
