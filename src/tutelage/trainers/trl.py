@@ -68,6 +68,9 @@ def with_curriculum(base: type) -> type:
         - `on_short`: what happens when the cap is reached and groups are missing. "pad": the first rejected groups train, unfiltered; after
           ten batches in a row without one admitted group it raises. "partial": the admitted groups alone train. "raise": an error.
 
+        GRPO measures what a curriculum asks for: attempts, and by a forward pass the angle concentration of prompts (`wants`) and of
+        rollouts (`needs`), see `tutelage.students.angles`; the length of prompts too.
+
         It has `ledger`, what the run has spent; `curriculum_seconds`, the time the curriculum took on rank 0; and `skipped_checkpoints`,
         what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`.
 
