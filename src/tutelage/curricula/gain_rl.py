@@ -45,6 +45,7 @@ SIGNAL = {"angle_concentration": ANGLES[0], "off_diagonal_concentration": ANGLES
 HIGH_FIRST = (*ANGLES, "pass_rate")
 """Rankings whose highest value comes first; of the others, such as length and loss, the lowest."""
 _FAR = 80.0  # positions whose weight is e^-40 of one that is drawn last cannot matter
+_MANY = 100_000  # rows that are enough to say how a ranking goes with length
 _NARROW = 65_536  # up to here a window is drawn from as a whole
 
 
@@ -64,8 +65,6 @@ def draw_window(size: int, n: int, mu: float, sigma: float, rng: np.random.Gener
     size: only positions within reach are looked at, see `_reach`.
     """
     n = min(n, size)
-    if n == size and math.isinf(sigma):
-        return rng.permutation(size)
     low, high = _reach(size, n, mu, sigma)
     if high - low > max(_NARROW, 8 * n):
         return _draw_wide(low, high, n, mu, sigma, rng)
@@ -205,7 +204,8 @@ class GainRL(Curriculum):
         self._order_N = shuffled_N[np.argsort(key_N[shuffled_N], kind="stable")].astype(np.int32 if len(key_N) < 2**31 else np.int64)
         if length_N is None:
             return
-        self.length_spearman = rank_correlation(key_N, length_N)
+        looked_at = shuffled_N[:_MANY]
+        self.length_spearman = rank_correlation(key_N[looked_at], length_N[looked_at])
         if abs(self.length_spearman) >= 0.9 and by in ANGLES:
             logger.warning("gain-rl: this ranking by %s is almost one by prompt length (Spearman %.2f).", by, self.length_spearman)
 
