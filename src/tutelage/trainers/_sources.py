@@ -8,6 +8,7 @@ the same rows and takes its share. A micro-batch that gets fewer rows than other
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -88,17 +89,19 @@ class Source:
         return padded(labels, IGNORED, left=False, multiple_of=None)[:, 1:] != IGNORED
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._identity(), "seed": self.seed, **self.deck.state()}
+        return {"rows": self.identity, "seed": self.seed, **self.deck.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if (state["rows"], state["seed"]) != (self._identity(), self.seed):
+        if (state["rows"], state["seed"]) != (self.identity, self.seed):
             raise TutelageError(
                 f"The checkpoint was made with other {self.name} or another order of them: {state['rows']}, seed {state['seed']}; here it "
-                f"is {self._identity()}, seed {self.seed}. Give the same data set and seed, or start anew."
+                f"is {self.identity}, seed {self.seed}. Give the same data set and seed, or start anew."
             )
         self.deck.load(dict(state))
 
-    def _identity(self) -> str:
+    @functools.cached_property
+    def identity(self) -> str:
+        """What the rows are, in words and a hash."""
         digest = hashlib.blake2b(digest_size=8)
         for example in self.examples:
             digest.update(np.array([len(example.ids), *example.ids, *example.labels], dtype=np.int64).tobytes())
