@@ -23,7 +23,7 @@ from torch import Tensor
 from tutelage.errors import TutelageError
 from tutelage.objectives.compose import Sum
 from tutelage.trainers._batches import Batch
-from tutelage.trainers._sources import Source, tokenised
+from tutelage.trainers._sources import Source, scored, tokenised, tokeniser
 from tutelage.trainers._sync import decide
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Mix:
         own = {key.removeprefix(f"{SOURCE}/"): value for key, value in inputs.items() if key.startswith(f"{SOURCE}/")}
         if not own:
             return {}
-        seen = self.trainer.scored(model, own)
+        seen = scored(self.trainer, model, own)
         found = {"logp_BT": seen.log_probs, "old_logp_BT": seen.log_probs.detach(), "mask_BT": seen.label_mask, "entropy_BT": seen.entropy}
         return {f"{SOURCE}/{key}": value for key, value in found.items()}
 
@@ -198,7 +198,7 @@ def _source(trainer: GRPOLessons, dataset: Any, per_step: int | None) -> Source:
         raise TutelageError(f"The objective reads {SOURCE}, and there are none. Give the trainer a data set of them: {SOURCE}=dataset.")
     args, world = trainer.args, trainer.accelerator.num_processes
     samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-    examples = tokenised(dataset, trainer.tokenise, trainer.eos, SOURCE)
+    examples = tokenised(dataset, tokeniser(trainer), trainer.text_tokenizer.eos_token, SOURCE)
     seed = args.seed if args.data_seed is None else args.data_seed
     return Source(SOURCE, examples, max(samples // trainer.num_generations, 1) if per_step is None else per_step, seed, trainer.pad_id)
 
