@@ -37,7 +37,8 @@ def main(model: str, steps: int) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as run:
         config = trl.GRPOConfig(
             run, max_steps=steps, per_device_train_batch_size=32, num_generations=8, max_completion_length=4, learning_rate=1e-4,
-            bf16=False, use_cpu=True, gradient_checkpointing=False, logging_steps=1, report_to="none", disable_tqdm=True, save_strategy="no",
+            bf16=False, use_cpu=True, gradient_checkpointing=False, logging_steps=1, report_to="none",
+            disable_tqdm=True, save_strategy="no",
         )  # fmt: skip
         # The ten lines: losses by name, with their weights; one of them on rows of its own.
         losses = Sum(

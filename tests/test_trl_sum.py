@@ -25,7 +25,7 @@ from test_trl_ranks import raised, scripted, two_ranks
 from tutelage.errors import TutelageError
 from tutelage.objectives import On, Sum, controller, objective
 from tutelage.trainers import _mix
-from tutelage.trainers._sources import IGNORED, tokenised
+from tutelage.trainers._sources import IGNORED, tokenised, tokeniser
 from tutelage.trainers.trl import complete_checkpoints, with_curriculum
 
 Trainer = with_curriculum(trl.GRPOTrainer)
@@ -210,7 +210,7 @@ def test_tokens_of_text_and_chat(tmp_path: Path) -> None:
     decode = made.processing_class.decode
 
     def shown(data: Dataset) -> list[tuple[str, str]]:
-        found = tokenised(data, made.tokenise, made.eos, "demonstrations")
+        found = tokenised(data, tokeniser(made), "$", "demonstrations")
         return [(decode(e.ids), decode([t for t in e.labels if t != IGNORED])) for e in found]
 
     assert shown(demonstrations(1)) == [("00=ab$", "ab$")]
