@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from tutelage.edits.cli import app as edit
+from tutelage.teachers.cli import teach
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="What should the model learn next, who should teach it, and can the teaching be trusted.",
 )  # fmt: skip
 app.add_typer(edit, name="edit")
+app.command()(teach)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]

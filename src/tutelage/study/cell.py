@@ -87,22 +87,11 @@ class Bench:
     def dataset(self, engine: str, tokenizer: Any) -> Any:
         """The training tasks as the engine wants them; row i of the pool is row i of the data set."""
         if engine not in self._datasets:
-            from tutelage.tasks.loaders import to_dataset
+            from tutelage.tasks.tables import to_dataset, with_answers
 
             dataset = to_dataset(self.tasks.train, tokenizer)
-            self._datasets[engine] = _supervised(dataset) if engine == "sft" else dataset
+            self._datasets[engine] = with_answers(dataset) if engine == "sft" else dataset
         return self._datasets[engine]
-
-
-def _supervised(dataset: Any) -> Any:
-    """The same rows as prompt and completion, both as chat messages where the prompts are."""
-    import datasets
-
-    prompts = dataset["prompt"][:]
-    answers = [str(a) for a in dataset["answer"]]
-    chat = not isinstance(prompts[0], str)
-    completions = [[{"role": "assistant", "content": a}] for a in answers] if chat else answers
-    return datasets.Dataset.from_dict({"prompt": prompts, "completion": completions})
 
 
 def build_trainer(bench: Bench, job: Job, model: Any, tokenizer: Any, config: Any, *, lesson_callbacks: tuple = ()) -> Any:

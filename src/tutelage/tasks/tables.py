@@ -244,6 +244,17 @@ def to_dataset(pool: TaskPool, tokenizer: Any = None) -> Any:
         ) from None
 
 
+def with_answers(dataset: Any) -> Any:
+    """The rows of `to_dataset` as prompt and completion for supervised training, both as chat messages where the prompts are."""
+    import datasets
+
+    prompts = dataset["prompt"][:]
+    answers = [str(a) for a in dataset["answer"]]
+    chat = not isinstance(prompts[0], str)
+    completions = [[{"role": "assistant", "content": a}] for a in answers] if chat else answers
+    return datasets.Dataset.from_dict({"prompt": prompts, "completion": completions})
+
+
 def _fits(column: list[Any]) -> bool:
     import pyarrow
 

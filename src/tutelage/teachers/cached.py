@@ -39,7 +39,7 @@ class CachedTeacher:
         fingerprint: of the teacher that is expected, as the manifest has it under teacher.fingerprint; None takes any.
 
     Raises:
-        TutelageError: no record, one of another version, one not finished, damaged shards, more entries than were recorded, another teacher.
+        TutelageError: no record, one of another version, one not finished, damaged shards, more entries than there are, another teacher.
     """
 
     def __init__(self, *, path: str, top_k: int | None = None, missing_mass: str | None = None, fingerprint: str | None = None) -> None:
@@ -47,7 +47,9 @@ class CachedTeacher:
         self.manifest = _manifest(self.path)
         kept = self.manifest["top_k"]
         if top_k is not None and not 0 < top_k <= kept:
-            raise TutelageError(f"{path} holds the top {kept} of every position and {top_k} were asked for; record the teacher anew with more.")
+            raise TutelageError(
+                f"{path} holds the top {kept} of every position and {top_k} were asked for; record the teacher anew with more."
+            )
         own = self.manifest["teacher"]
         if fingerprint is not None and own["fingerprint"] != fingerprint:
             raise TutelageError(
@@ -73,10 +75,13 @@ class CachedTeacher:
         return f"CachedTeacher({str(self.path)!r}, top_k={self.facts.top_k}, {self.manifest['data']['rows']:,} rows)"
 
     def score(self, ids_BL: Tensor, *, attention_BL: Tensor | None = None, places_BT: Tensor | None = None) -> Signal:
-        """What was recorded at the places, see `tutelage.teachers.contract.Scorer`; the places are those that were recorded, all of them."""
+        """What was recorded at the places, see `tutelage.teachers.contract.Scorer`; the places must be all that were recorded."""
         import torch
 
-        ids, attention = ids_BL.cpu().numpy(), np.ones(ids_BL.shape, bool) if attention_BL is None else attention_BL.cpu().numpy().astype(bool)
+        ids, attention = (
+            ids_BL.cpu().numpy(),
+            np.ones(ids_BL.shape, bool) if attention_BL is None else attention_BL.cpu().numpy().astype(bool),
+        )
         places = np.where(attention, np.arange(ids.shape[1]), -1) if places_BT is None else places_BT.cpu().numpy()
         shape = (*places.shape, self.facts.top_k)
         top_ids, logp = np.zeros(shape, np.int64), np.full(shape, np.nan, np.float32)
@@ -127,7 +132,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     if not file.is_file():
         held = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing" if path.is_dir() else "it does not exist"
-        raise TutelageError(f"{path} is no record of a teacher: it has no {MANIFEST} ({held}). Make one with tutelage teach MODEL -o {path}.")
+        raise TutelageError(
+            f"{path} is no record of a teacher: it has no {MANIFEST} ({held}). Make one with tutelage teach MODEL -o {path}."
+        )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -136,15 +143,15 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise TutelageError(f"{file} is not the manifest of a teacher's record; expected the format {FORMAT!r}.")
     if manifest["version"] != VERSION:
         raise TutelageError(
-            f"{path} is a record of version {manifest['version']}, and this release reads version {VERSION}. Record the teacher anew, or install "
-            "the release that wrote it."
+            f"{path} is a record of version {manifest['version']}, and this release reads version {VERSION}. Record the teacher anew, or "
+            "install the release that wrote it."
         )
     names = [shard["name"] for shard in manifest["shards"]]
     missing = [name for name in names if not (path / name).is_dir()]
     if missing:
         raise TutelageError(
-            f"{path} is not finished: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}. Give the same command or "
-            "call once more; finished shards are kept."
+            f"{path} is not finished: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}. Give the same command "
+            "or call once more; finished shards are kept."
         )
     return manifest
 
@@ -159,11 +166,11 @@ def _opened(folder: Path, shard: dict[str, Any], manifest: dict[str, Any]) -> di
         file = folder / f"{name}.npy"
         try:
             arrays[name] = np.load(file, mmap_mode="r" if name in ("ids", "logp") else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise TutelageError(f"{file} is damaged: {error}. Remove the folder {folder} and record once more: {REPAIR}") from None
         if arrays[name].shape != shape or arrays[name].dtype != np.dtype(dtype):
             raise TutelageError(
-                f"{file} holds {arrays[name].dtype} of shape {arrays[name].shape}; the manifest promises {np.dtype(dtype)} of shape {shape}. "
+                f"{file} holds {arrays[name].dtype} of shape {arrays[name].shape}; the manifest promises {np.dtype(dtype)}, {shape}. "
                 f"Remove the folder {folder} and record once more: {REPAIR}"
             )
     return arrays
