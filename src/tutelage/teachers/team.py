@@ -25,7 +25,7 @@ from tutelage.errors import TutelageError
 from tutelage.files import atomic_dir
 from tutelage.registry import teachers
 from tutelage.state import load_state, save_state
-from tutelage.teachers.replies import Ids, Replies, end_ids, format_digest, sample_replies, score_replies
+from tutelage.teachers.replies import Ids, Replies, bare, end_ids, format_digest, sample_replies, score_replies
 
 CARD = "player.json"
 
@@ -95,7 +95,7 @@ class CheckpointTeam:
             raise TutelageError(
                 f"The weights in {folder} were changed after they were saved, or cut short; the round cannot go on from them."
             )
-        if hasattr(model, "peft_config"):
+        if bare(model) is not model:
             from peft import load_peft_weights, set_peft_model_state_dict
 
             set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))

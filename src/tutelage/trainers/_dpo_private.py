@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from trl import DPOConfig
 
+from tutelage.teachers.replies import bare
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._trl_private import Engine
 
@@ -123,8 +124,8 @@ class DPOEngine(Engine):
 @contextmanager
 def without_traces(model: Any) -> Iterator[None]:
     """Take off afterwards what an engine hangs on a model: TRL's fused head, accelerate's mixed precision. A next one starts clean."""
-    bare = model.get_base_model() if hasattr(model, "peft_config") else model
-    patched = [(part, {name: vars(part)[name] for name in PATCHES if name in vars(part)}) for part in dict.fromkeys((model, bare))]
+    parts = dict.fromkeys((model, bare(model)))
+    patched = [(part, {name: vars(part)[name] for name in PATCHES if name in vars(part)}) for part in parts]
     try:
         yield
     finally:
