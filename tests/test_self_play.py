@@ -397,3 +397,13 @@ def test_the_teacher_is_registered() -> None:
     assert teachers.build("checkpoint_team", "somewhere", size=2).size == 2
     with pytest.raises(TutelageError, match="at least one player"):
         CheckpointTeam("somewhere", size=0)
+
+
+def test_a_tokenizer_without_padding(tmp_path: Path, whole: dict[str, Any]) -> None:
+    bare = tiny.tokenizer()
+    bare.pad_token = None
+    settings = {**SETTINGS, "save_strategy": "steps", "save_steps": 2}
+    options = {"out": tmp_path, "rounds": 1, "steps": 4, "max_new_tokens": 4, "settings": settings}
+    found = self_play(tiny.model(), bare, DEMOS, "tpaw", **options).rounds[1]["self_play"]
+    assert found["pairs"] == whole["rounds"][1]["self_play"]["pairs"]
+    assert np.isfinite(found["target_drift"])

@@ -1,8 +1,8 @@
 """Replies as token ids: encoded once, sampled, and scored under a frozen model, for losses that compare a model with earlier ones.
 
     prompt_ids, reply_ids = encode_reply(tokenizer, row["prompt"], row["completion"])
-    sampled = sample_replies(model, prompts, seed=0, ends=end_ids(model, tokenizer), pad=tokenizer.pad_token_id)
-    logp_N = score_replies(model, Replies(prompts, sampled), pad=tokenizer.pad_token_id)
+    sampled = sample_replies(model, prompts, seed=0, ends=end_ids(model, tokenizer), pad=pad_id(tokenizer))
+    logp_N = score_replies(model, Replies(prompts, sampled), pad=pad_id(tokenizer))
 
 Ids, not text, go from sampling to training: a text cut into tokens again need not give the tokens that were sampled. One template is used
 throughout, since the prompt is encoded once and serves generation, scoring and training.
@@ -53,6 +53,11 @@ class Replies:
             digest.update(np.array([len(rows), *map(len, rows)], dtype="<i8").tobytes())
             digest.update(np.fromiter(chain.from_iterable(rows), dtype="<i8").tobytes())
         return digest.hexdigest()
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The token that fills batches up; where there is none, the end token, as in TRL. It is masked wherever it stands."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def bare(model: Any) -> Any:

@@ -96,11 +96,10 @@ class DPOEngine(Engine):
         """What a pairwise objective reads, of a collated batch; token t + 1 stands at position t."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         mask_BT = inputs["completion_mask"][:, 1:].bool()
-        outputs = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels, use_cache=False, fused_lm_head=True
-        )
-        logp_BT = outputs.log_probs[:, -mask_BT.shape[1] :]  # prompt-learning adapters put virtual tokens in front
         batch = {name: inputs[name] for name in (f"{column}_BJ" for column in REFERENCES)}
+        read = {name: value for name, value in inputs.items() if name != "completion_mask" and name not in batch}
+        outputs = model(**read, labels=labels, use_cache=False, fused_lm_head=True)
+        logp_BT = outputs.log_probs[:, -mask_BT.shape[1] :]  # prompt-learning adapters put virtual tokens in front
         batch["chosen_logp_BT"], batch["rejected_logp_BT"] = halves(logp_BT)
         batch["chosen_mask_BT"], batch["rejected_mask_BT"] = halves(mask_BT)
         return batch
