@@ -164,13 +164,23 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
 def test_evaluation_is_the_objective(tmp_path: Path) -> None:
     rows = columns(ROWS, (1, 2))
+    seen: list[Any] = []
     trainer = Trainer(
         model=tiny.model(), args=config(tmp_path, per_device_eval_batch_size=8), train_dataset=Dataset.from_list(rows[:4]),
         eval_dataset=Dataset.from_list(rows), processing_class=tiny.tokenizer(), objective=FULL,
+        compute_metrics=lambda prediction: seen.append(prediction.predictions.shape) or {},
     )  # fmt: skip
     batch = trainer.pair_columns(trainer.model, trainer.data_collator([trainer.eval_dataset[i] for i in range(8)]))
     expected, _ = FULL(batch, denominators=FULL.denominators_of(batch))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
+    assert seen == [(16, batch["chosen_mask_BT"].shape[1] + 1, 43)]
+    trainer.train()
+    held_out = Dataset.from_list(columns(ROWS, (1, 2))[2:])  # given after training, when TRL itself could not score it any more
+    batch = trainer.pair_columns(trainer.model, trainer.data_collator([trainer.eval_dataset[i] for i in range(2, 8)]))
+    expected, _ = FULL(batch, denominators=FULL.denominators_of(batch))
+    assert trainer.evaluate(held_out)["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
+    with pytest.raises(TutelageError, match="no column ref_chosen_logp and no column ref_rejected_logp"):
+        trainer.evaluate(Dataset.from_list(ROWS))
 
 
 # --- rows, adapters
