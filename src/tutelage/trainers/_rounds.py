@@ -69,8 +69,7 @@ def train_pairs(model: Any, tokenizer: Any, pairs: datasets.Dataset, objective: 
         trainer = with_objective(trl.DPOTrainer)(
             model=model, args=args, train_dataset=pairs, processing_class=tokenizer, objective=objective
         )
-        trainer.train(resume_from_checkpoint=bool(complete_checkpoints(args.output_dir)) or None)
-    return trainer.ledger.training_tokens
+        return _trained(trainer)
 
 
 def train_supervised(model: Any, tokenizer: Any, demonstrations: Replies, args: Any, seed: int) -> int:
@@ -82,7 +81,13 @@ def train_supervised(model: Any, tokenizer: Any, demonstrations: Replies, args: 
         trainer = with_curriculum(trl.SFTTrainer)(
             model=model, args=args, train_dataset=datasets.Dataset.from_dict(rows), processing_class=tokenizer, curriculum=curriculum
         )
-        trainer.train(resume_from_checkpoint=bool(complete_checkpoints(args.output_dir)) or None)
+        return _trained(trainer)
+
+
+def _trained(trainer: Any) -> int:
+    """Train to the end, from the newest whole checkpoint if there is one; the optimiser's memory is given back."""
+    trainer.train(resume_from_checkpoint=bool(complete_checkpoints(trainer.args.output_dir)) or None)
+    trainer.accelerator.free_memory()
     return trainer.ledger.training_tokens
 
 
