@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 pytest.importorskip("safetensors")
 from checkpoints import load, save
 from test_edits_cli import ok, run
-
 from tutelage.edits.apply import apply
 from tutelage.edits.calibration import Calibration
 from tutelage.edits.packs._bits import pack as pack_bits
@@ -374,7 +373,8 @@ def test_the_paper_recipe_gives_each_module_its_operator(pair, tmp_path):
 
 def test_two_packs_on_disjoint_modules_commute_and_come_off(pair, tmp_path):
     rules = [
-        parse_rules({"tensors": [{"match": p, "operator": "quantized_delta"}, {"match": "*", "operator": "skip"}]}) for p in ("*up*", "*emb*")
+        parse_rules({"tensors": [{"match": p, "operator": "quantized_delta"}, {"match": "*", "operator": "skip"}]})
+        for p in ("*up*", "*emb*")
     ]
     for i, r in enumerate(rules):
         pack(*pair, tmp_path / f"{i}.safetensors", rules=r)

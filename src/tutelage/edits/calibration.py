@@ -75,7 +75,9 @@ def collect_inputs(
     layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
     for pattern in only or []:
         if not fnmatch.filter(layers, pattern):
-            raise TutelageError(f"The pattern {pattern!r} matches none of the {len(layers)} linear layers, such as {', '.join([*layers][:3])}.")
+            raise TutelageError(
+                f"The pattern {pattern!r} matches none of the {len(layers)} linear layers, such as {', '.join([*layers][:3])}."
+            )
     chosen = {n: layer for n, layer in layers.items() if only is None or any(fnmatch.fnmatchcase(n, p) for p in only)}
     gram_of: dict[str, Array] = {}
     seen = dict.fromkeys(chosen, 0)

@@ -121,7 +121,10 @@ def pack(
     if as_json:
         _print(made | {"out": str(out)})
         return
-    _table(["tensor", "operator", "bytes", "error"], [[t["name"], t["operator"], str(t["bytes"]), f"{t['error']:.2%}"] for t in made["tensors"]])
+    _table(
+        ["tensor", "operator", "bytes", "error"],
+        [[t["name"], t["operator"], str(t["bytes"]), f"{t['error']:.2%}"] for t in made["tensors"]],
+    )
     for name, why in made["left_out"].items():
         typer.echo(f"left out: {name} ({why})")
     typer.echo(

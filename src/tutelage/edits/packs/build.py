@@ -71,6 +71,7 @@ def pack(
     *,
     rules: Rules,
     calibration: Calibration | None = None,
+    count_manifest: bool = True,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Write the pack of `tuned − base` to the file `out`, and return what is in it.
@@ -79,6 +80,7 @@ def pack(
         rules: which tensor gets which operator, and the share of the difference's bytes that the whole file may take (`read_rules`). The
             difference's bytes are those of the tensors that changed, in the base's number format.
         calibration: statistics of the layers' inputs, for GPTQ; without, weights are rounded to nearest.
+        count_manifest: False gives the whole budget to the tensors' bytes, for models so small that names and fingerprints outweigh them.
         tell: called with the number of bytes read; both checkpoints are read twice.
 
     Returns {"tensors": [{name, operator, settings, bytes, error}], "left_out": {name: why}, "delta_bytes", "data_bytes", "file_bytes", "share",
@@ -88,7 +90,7 @@ def pack(
         raise TutelageError(f"A pack is one .safetensors file, not {out}. Name it {out.name}.safetensors.")
     if out.exists():
         raise TutelageError(f"{out} exists already and is not overwritten. Choose another name, or move it away.")
-    job = _Job(base, tuned, rules, calibration, tell)
+    job = _Job(base, tuned, rules, calibration, tell, count_manifest=count_manifest)
     work = _Work(out, job.identity())
     findings = [work.survey[name] if name in work.survey else work.add_finding(job.survey(name)) for name in base.names]
     chosen = job.choose(findings)
@@ -109,21 +111,26 @@ class _Job:
     """The inputs of a pack, checked."""
 
     def __init__(
-        self, base: WeightStore, tuned: WeightStore, rules: Rules, calibration: Calibration | None, tell: Tell | None = None
+        self,
+        base: WeightStore,
+        tuned: WeightStore,
+        rules: Rules,
+        calibration: Calibration | None,
+        tell: Tell | None = None,
+        *,
+        count_manifest: bool = True,
     ) -> None:
         compare_shapes(base, tuned)
         self.base, self.tuned, self.rules, self.calibration = base, tuned, rules, calibration
-        self.tell = tell or (lambda count: None)
+        self.tell, self.count_manifest = tell or (lambda count: None), count_manifest
         self.rules_of = rules.assign([info for name in base.names if (info := base.tensors[name]).dtype in FLOATS])
         if calibration is not None:
             calibration.check(base)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for an interrupted pack to go on."""
-        files = [
-            [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for store in self._stores() for path in store.headers
-        ]
-        return {"version": VERSION, "files": files, **self.recipe()}
+        files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for store in self._stores() for path in store.headers]
+        return {"version": VERSION, "files": files, "manifest": self.count_manifest, **self.recipe()}
 
     def recipe(self) -> dict[str, Any]:
         calibration = self.calibration.content() if self.calibration else None
@@ -168,7 +175,7 @@ class _Job:
         if self.rules.budget is None:
             return {f.name: f.choices[0] for f in changed}
         delta_bytes = sum(self.base.tensors[f.name].nbytes for f in changed)
-        header = self.header_bound([f.name for f in changed])
+        header = self.header_bound([f.name for f in changed]) if self.count_manifest else 0
         left = int(self.rules.budget * delta_bytes) - header
         if left <= 0:
             raise TutelageError(
@@ -188,7 +195,12 @@ class _Job:
         if choice.nbytes and code.data.size != choice.nbytes:
             raise RuntimeError(f"{finding.name}: {code.data.size} bytes were made, not {choice.nbytes}")
         error = squared_norm(delta - decode_code(code))
-        entry = {"operator": code.operator, "shape": list(code.shape), "meta": code.meta, "error": round(_relative(error, finding.energy), 9)}
+        entry = {
+            "operator": code.operator,
+            "shape": list(code.shape),
+            "meta": code.meta,
+            "error": round(_relative(error, finding.energy), 9),
+        }
         return entry, code.data
 
     def header_bound(self, names: list[str]) -> int:

@@ -190,7 +190,9 @@ def prepare(gram_CC: Array, damp: float) -> tuple[Array, Array, Array]:
         inverse_CC = linalg.cho_solve(linalg.cho_factor(damped_CC), np.eye(len(order_C)))
         return order_C, linalg.cholesky(inverse_CC, lower=False), dead_C
     except linalg.LinAlgError:
-        raise TutelageError("The second moments of a layer's inputs are not positive definite; collect more inputs, or raise damp.") from None
+        raise TutelageError(
+            "The second moments of a layer's inputs are not positive definite; collect more inputs, or raise damp."
+        ) from None
 
 
 def sweep(w_RC: Array, upper_CC: Array, to_nearest: Callable[[int, Array], Array]) -> Array:

@@ -72,7 +72,9 @@ class Rules:
                 if len(info.shape) < 2 and any(operator_class(name).matrices for name in rule.operators):
                     return Rule(rule.pattern, ("dense_delta",))
                 return rule
-        raise TutelageError(f"{self.source}: no rule matches the tensor {info.name}. End the list with a rule for '*'; 'skip' leaves it out.")
+        raise TutelageError(
+            f"{self.source}: no rule matches the tensor {info.name}. End the list with a rule for '*'; 'skip' leaves it out."
+        )
 
 
 def operator_class(name: str) -> type[Operator]:
@@ -123,7 +125,9 @@ def read_rules(recipe: str | Path | None, *, budget: float | None = None) -> Rul
     if share is not None and not 0 < share <= 1:
         raise TutelageError(f"budget={share}: it is the pack's share of the difference's bytes, above 0 and at most 1, such as 0.125.")
     if share is None and any(len(rule.operators) > 1 for rule in rules.rules):
-        raise TutelageError(f"{rules.source}: operators that compete for a tensor need a budget. Give --budget 0.125, or one operator a rule.")
+        raise TutelageError(
+            f"{rules.source}: operators that compete for a tensor need a budget. Give --budget 0.125, or one operator a rule."
+        )
     return Rules(rules.rules, share, rules.source)
 
 

@@ -49,7 +49,14 @@ class SparseDelta(Operator):
         width = _best_width(gaps_K)
         symbols = _symbols(gaps_K, width)
         values = quantize(delta.reshape(1, -1)[:, places_K], self.bits, group=self.group)
-        meta = {"kept": len(places_K), "symbols": len(symbols), "width": width, "bits": self.bits, "group": values.group, "unit": values.unit}
+        meta = {
+            "kept": len(places_K),
+            "symbols": len(symbols),
+            "width": width,
+            "bits": self.bits,
+            "group": values.group,
+            "unit": values.unit,
+        }
         return Code(self.name, delta.shape, np.concatenate([pack(symbols, width), *values.bytes()]), meta)
 
     @staticmethod

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tutelage.edits._dtypes import Array
-from tutelage.edits.packs.low_rank import energy_rank, exact_product, squared_singular_values, truncated_svd
 from tutelage.edits.packs.coding import Choice, Code, Operator, matrix_shape
+from tutelage.edits.packs.low_rank import energy_rank, exact_product, squared_singular_values, truncated_svd
 from tutelage.edits.packs.quantization import (
     GROUP,
     Quantized,
