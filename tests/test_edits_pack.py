@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ pytest.importorskip("safetensors")
 from checkpoints import load, save
 from test_edits_cli import ok, run
 from tutelage.edits.apply import apply
-from tutelage.edits.calibration import Calibration
 from tutelage.edits.packs._bits import pack as pack_bits
 from tutelage.edits.packs._bits import packed_bytes, unpack
 from tutelage.edits.packs.budget import convex_hull, solve
@@ -29,6 +29,7 @@ from tutelage.edits.packs.pack import SkillPack, open_vector
 from tutelage.edits.packs.quantization import quantize, stored_bytes
 from tutelage.edits.packs.quantized_delta import QuantizedDelta
 from tutelage.edits.packs.rules import parse_rules, read_rules
+from tutelage.edits.packs.second_moments import SecondMoments
 from tutelage.edits.packs.sparse_delta import SparseDelta
 from tutelage.edits.packs.svd_delta import SvdDelta, format_schedule, parse_schedule, schedule_bytes
 from tutelage.edits.remove import remove
@@ -314,7 +315,7 @@ def test_the_solver_keeps_the_budget_and_is_near_the_best(seed, budget):
     assert sum(c.nbytes for c in chosen.values()) <= budget
     error, best = sum(c.error for c in chosen.values()), brute_force(curves, budget)
     hulls = [convex_hull(choices) for choices in curves.values()]
-    step = max((a.error - b.error for hull in hulls for a, b in zip(hull, hull[1:], strict=False)), default=0)
+    step = max((a.error - b.error for hull in hulls for a, b in pairwise(hull)), default=0)
     assert best <= error + 1e-9
     assert error <= best + step + 1e-9
 
@@ -462,7 +463,7 @@ def test_calibration_changes_codes_not_bytes(pair, tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
     x = rng_of(9).normal(size=(32, 4)) @ rng_of(10).normal(size=(4, 100))
     save(tmp_path / "h", {name: (x @ x.T / 50 + 0.01 * np.eye(32)).astype("f4")})
-    statistics = Calibration(tmp_path / "h")
+    statistics = SecondMoments(tmp_path / "h")
     plain, aware = (
         pack(*pair, tmp_path / f"{i}.safetensors", rules=read_rules("graftllm", budget=0.3), calibration=c)
         for i, c in enumerate((None, statistics))
@@ -475,12 +476,12 @@ def test_calibration_changes_codes_not_bytes(pair, tmp_path):
     assert aware_error < plain_error
     save(tmp_path / "wrong", {name: np.eye(31, dtype="f4")})
     with pytest.raises(TutelageError, match="statistics of 31 inputs"):
-        pack(*pair, tmp_path / "x.safetensors", rules=read_rules(None), calibration=Calibration(tmp_path / "wrong"))
+        pack(*pair, tmp_path / "x.safetensors", rules=read_rules(None), calibration=SecondMoments(tmp_path / "wrong"))
     save(tmp_path / "other", {"h.weight": np.eye(32, dtype="f4")})
     with pytest.raises(TutelageError, match="no statistics of any tensor"):
-        Calibration(tmp_path / "other").check(pair[0])
+        SecondMoments(tmp_path / "other").check(pair[0])
     with pytest.raises(TutelageError, match="is square"):
-        Calibration(pair[0].path)
+        SecondMoments(pair[0].path)
 
 
 # Recipes ---------------------------------------------------------------------------------------------------------------------------------
@@ -534,7 +535,8 @@ def test_killed_midway_the_same_command_goes_on(pair, tmp_path, when):
         "import os, signal, sys, pathlib\nfrom tutelage.edits.packs.build import pack\nfrom tutelage.edits.packs.rules import read_rules\n"
         "from tutelage.edits.store import WeightStore\nleft = [int(sys.argv[4])]\n"
         "def tell(n):\n    left[0] -= 1\n    if not left[0]: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "pack(WeightStore(sys.argv[1]), WeightStore(sys.argv[2]), pathlib.Path(sys.argv[3]), rules=read_rules('best', budget=0.3), tell=tell)"
+        "stores = [WeightStore(path) for path in sys.argv[1:3]]\n"
+        "pack(*stores, pathlib.Path(sys.argv[3]), rules=read_rules('best', budget=0.3), tell=tell)"
     )
     command = [sys.executable, "-c", code, str(pair[0].path), str(pair[1].path), str(out), str(when)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
@@ -584,7 +586,7 @@ def test_the_commands(pair, tmp_path):
     text = ok("pack", "base", "tuned", "-o", "q.safetensors", "--recipe", "best", "--budget", "0.2", cwd=tmp_path)
     assert "left out: model.steps (equal in both)" in text
     assert "of the difference's" in text
-    assert "2 tensors" not in ok("verify", "p.safetensors", cwd=tmp_path)
+    assert "p.safetensors: whole" in ok("verify", "p.safetensors", cwd=tmp_path)
     assert json.dumps(made["tensors"]) == json.dumps(ok("diff", "base", "p.safetensors", "--json", cwd=tmp_path)["tensors"])
     assert "tensors change; p.safetensors" in ok("diff", "base", "p.safetensors", cwd=tmp_path)
     ok("apply", "base", "p.safetensors", "q.safetensors", "-o", "out", cwd=tmp_path)

@@ -13,14 +13,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from checkpoints import llama
 from tutelage.edits.apply import apply
-from tutelage.edits.calibration import Calibration, collect_inputs
 from tutelage.edits.packs.build import pack
 from tutelage.edits.packs.pack import open_vector
 from tutelage.edits.packs.rules import parse_rules, read_rules
-from tutelage.edits.routing import PackRack, PromptRouter, TaskRouter, mean_embeddings
+from tutelage.edits.packs.second_moments import SecondMoments
 from tutelage.edits.store import WeightStore
 from tutelage.edits.task_vector import diff
 from tutelage.errors import TutelageError
+from tutelage.model_edits.routing import PackRack, PromptRouter, TaskRouter, mean_embeddings
+from tutelage.model_edits.second_moments import save_second_moments
 
 pytestmark = pytest.mark.lm
 
@@ -205,34 +206,28 @@ def test_statistics_of_inputs_do_not_depend_on_the_batches(tmp_path):
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     model, tokens = LlamaForCausalLM(config), torch.arange(48).reshape(8, 6) % 32
-    seen = collect_inputs(model, [{"input_ids": tokens}], tmp_path / "one.safetensors")
-    collect_inputs(model, [tokens[:3], tokens[3:]], tmp_path / "two.safetensors")
+    seen = save_second_moments(model, [{"input_ids": tokens}], tmp_path / "one.safetensors")
+    save_second_moments(model, [{"input_ids": tokens[:3]}, {"input_ids": tokens[3:]}], tmp_path / "two.safetensors")
     one, two = (load_file(tmp_path / f"{n}.safetensors") for n in ("one", "two"))
-    name = "model.layers.0.self_attn.q_proj.weight"
+    name = "model.layers.0.self_attn.q_proj"
     assert seen[name] == 48
-    assert one.keys() == two.keys() == seen.keys()
+    assert one.keys() == two.keys() == {f"{n}.weight" for n in seen}
     for n in one:
         np.testing.assert_allclose(one[n], two[n], rtol=1e-4, atol=1e-6)
     with torch.no_grad():
         x = model.model.layers[0].input_layernorm(model.model.embed_tokens(tokens)).reshape(48, 16).numpy()
-    np.testing.assert_allclose(one[name], 2 / 48 * x.T @ x, rtol=1e-4, atol=1e-6)
-    collect_inputs(model, [tokens], tmp_path / "some.safetensors", only=["*.mlp.*"])
-    assert all(".mlp." in n for n in load_file(tmp_path / "some.safetensors"))
-    for arguments, message in (
-        (([tokens], tmp_path / "x.safetensors", ["*.conv.*"]), "matches none"),
-        (([tokens], tmp_path / "some.safetensors", None), "does not exist yet"),
-        (([], tmp_path / "x.safetensors", None), "batches are empty"),
-    ):
-        with pytest.raises(TutelageError, match=message):
-            collect_inputs(model, arguments[0], arguments[1], only=arguments[2])
+    np.testing.assert_allclose(one[f"{name}.weight"], 2 / 48 * x.T @ x, rtol=1e-4, atol=1e-6)
+    with pytest.raises(TutelageError, match="does not exist yet"):
+        save_second_moments(model, [{"input_ids": tokens}], tmp_path / "one.safetensors", layers=["mlp"])
 
 
 def test_calibration_loses_less_of_what_a_layer_says(tmp_path):
     llama(tmp_path / "base", seed=0)
     llama(tmp_path / "tuned", seed=1)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    collect_inputs(model, [torch.randint(0, 64, (16, 32), generator=torch.Generator().manual_seed(0))], tmp_path / "h.safetensors")
-    statistics, stores = Calibration(tmp_path / "h.safetensors"), [WeightStore(tmp_path / n) for n in ("base", "tuned")]
+    tokens = torch.randint(0, 64, (16, 32), generator=torch.Generator().manual_seed(0))
+    save_second_moments(model, [{"input_ids": tokens}], tmp_path / "h.safetensors", layers=["mlp", "attn"])
+    statistics, stores = SecondMoments(tmp_path / "h.safetensors"), [WeightStore(tmp_path / n) for n in ("base", "tuned")]
     rules = parse_rules({"tensors": [{"match": "*", "operator": "quantized_delta", "bits": 3}]})
     before, after, loss = *({n: next(s.numbers(n, None)) for n in s.names} for s in stores), {}
     for name, calibration in (("plain", None), ("aware", statistics)):

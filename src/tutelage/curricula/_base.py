@@ -27,7 +27,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Wants:
-    """A request to measure rows now, before the next proposal: which rows, how many attempts each, and which signals."""
+    """A request to measure rows now, before the next proposal: which rows, how many attempts each (0: signals only), and which signals."""
 
     rows_N: NDArray[np.int64]
     attempts: int = 1
@@ -44,7 +44,7 @@ class Curriculum:
     """
 
     name: ClassVar[str] = ""
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()  # an instance may set its own
     memory: ClassVar[tuple[str, ...]] = ()
     by_arm: ClassVar[tuple[str, ...]] = ()
 

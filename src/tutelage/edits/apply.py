@@ -150,7 +150,8 @@ class _Apply:
 
 
 def step_of(delta: Array, scale: float, dtype: str) -> Array:
-    return np.multiply(delta, scale, dtype=np.float64 if dtype == "F64" else np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is refused by name, once it is added
+        return np.multiply(delta, scale, dtype=np.float64 if dtype == "F64" else np.float32)
 
 
 def planes(guess: Array, truth: Array) -> Array:

@@ -100,15 +100,15 @@ def pack(
     dry_run: DryRun = False,
 ) -> None:
     """Compress what changed between two checkpoints into a SkillPack that apply takes; killed, the same command goes on."""
-    from tutelage.edits.calibration import Calibration
     from tutelage.edits.packs.build import pack as make
     from tutelage.edits.packs.build import plan_pack
     from tutelage.edits.packs.rules import read_rules
+    from tutelage.edits.packs.second_moments import SecondMoments
     from tutelage.edits.store import WeightStore
 
     before, after = WeightStore(base), WeightStore(tuned)
     rules = read_rules(recipe, budget=0.125 if budget is None and recipe is None else budget)
-    statistics = Calibration(calibration) if calibration else None
+    statistics = SecondMoments(calibration) if calibration else None
     plan, operators = plan_pack(before, after, rules, statistics)
     if dry_run:
         if as_json:

@@ -46,7 +46,7 @@ def verify(store: WeightStore, *, tell: Tell | None = None) -> dict[str, Any]:
 
 
 def verify_pack(pack: SkillPack, *, tell: Tell | None = None) -> dict[str, Any]:
-    """Read a pack whole and decode every tensor; returns what `verify` returns. Problems are altered bytes and tensors that do not decode."""
+    """Read a pack whole and decode every tensor; returns what `verify` does. Problems: altered bytes, tensors that do not decode."""
     problems = [] if pack.measured_content() == pack.content else [f"{pack.path}: not the bytes that were packed"]
     for name in pack.names:
         try:

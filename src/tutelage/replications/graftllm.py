@@ -1,21 +1,22 @@
 """GraftLLM (arXiv 2505.18502): a skill learned by full fine-tuning, kept in a module-aware pack of an eighth of its bytes.
 
-**Claim.** At 1/8 of the bytes of the 16-bit difference, a module-aware pack keeps more of the new skill than a uniform truncated SVD and than
-uniform rounding of the same measured bytes.
+**Claim.** At 1/8 of the bytes of the 16-bit difference, a module-aware pack keeps more of the new skill than a uniform truncated SVD and
+than uniform rounding of the same measured bytes.
 
 **Set-up.** The parallel-answers student (width 64) is taught to sort digits (n = 3 ... 7), then fine-tuned in full to reverse symbols of a
 second alphabet: the new skill, which costs it the old one. The difference is packed at a budget of bytes, added to the base, and measured.
-Primary metric: the kept share of the new skill, (accuracy with the pack − base) / (tuned − base), sampled accuracy on held-out inputs. Seeds 0 to
-9. Fixed before the first full run. Bytes are those of the tensors in the file; names and fingerprints, the same in every arm, would outweigh
-so small a student, and are left out.
+Primary metric: the kept share of the new skill, (accuracy with the pack - base) / (tuned - base), sampled accuracy on held-out inputs.
+Seeds 0 to 9. Fixed before the first full run. Bytes are those of the tensors in the file; names and fingerprints, the same in every arm,
+would outweigh so small a student, and are left out.
 
-**Arms and controls.** `pack`: embeddings, positions and head pruned, attention and MLP matrices as SVDs in mixed precision, norms and biases
-dense; the budget solver sets every rank, bit width and share. `best`: all operators compete for each tensor. `svd`: the same share of the rank
-for every matrix, factors in 16 bits. `rounding`: one bit width and group size for all. `pruning`: one share for all. Each of these three takes, of
-all its settings that fit, the one with the least reconstruction error. `svd_solved`, `rounding_solved` and `pruning_solved` give each operator the budget
-solver, tensor by tensor, to tell what the solver does from what the operators do. `_half`: the same at 1/16. `full` is the tuned student.
-`forgetting_loaded` is what the old skill loses while the pack is on, `forgetting_unloaded` after it was taken off again (0 in every bit or the
-library is broken).
+**Arms and controls.** `pack`: embeddings, positions and head pruned, attention and MLP matrices as SVDs in mixed precision, norms and
+biases dense; the budget solver sets every rank, bit width and share. `best`: all operators compete for each tensor. `svd`: the same share of the
+rank for every matrix, factors in 16 bits. `rounding`: one bit width and group size for all. `pruning`: one share for all. Each of these
+three takes, of all its settings that fit, the one with the least reconstruction error. `svd_solved`, `rounding_solved` and `pruning_solved`
+give each operator the budget solver, tensor by tensor, to tell what the solver does from what the operators do. Two bits and their
+grids do not fit the budget, one bit is useless: `rounding_2_bits` takes them all the same, with a quarter more bytes. `_half`: at 1/16.
+`full` is the tuned student. `forgetting_loaded` is what the old skill loses while the pack is on, `forgetting_unloaded` after it was taken
+off again (0 in every bit, or the library is broken).
 
 **Departures from the paper.** A miniature student instead of Llama-3.1-8B; supervised answers instead of a larger model's; no calibration
 (weights are rounded to nearest); LoRA trained at the same bytes and routing between several packs are not arms.
@@ -36,9 +37,9 @@ import numpy as np
 from tutelage.edits.packs.build import pack
 from tutelage.edits.packs.low_rank import energy_rank, squared_singular_values
 from tutelage.edits.packs.rules import Rules, parse_rules
-from tutelage.edits.routing import PackRack
 from tutelage.edits.store import WeightStore
 from tutelage.errors import missing_extra
+from tutelage.model_edits.routing import PackRack
 from tutelage.registry import edits, replications
 from tutelage.study.replicate import Arm, Cell, Comparison, Replication
 
@@ -97,6 +98,11 @@ def uniform_rounding(store: WeightStore) -> list[Rules]:
     """One bit width and one group size for every matrix."""
     groups = (8, 16, 32, 64)
     return [_rules({"match": "*", "operator": "quantized_delta", "bits": b, "group": g}) for b in range(1, 7) for g in groups]
+
+
+def two_bits(store: WeightStore) -> list[Rules]:
+    """Two bits a weight, the least that rounding needs to be of use."""
+    return [_rules({"match": "*", "operator": "quantized_delta", "bits": 2, "group": 64})]
 
 
 def uniform_pruning(store: WeightStore) -> list[Rules]:
@@ -276,6 +282,7 @@ def graftllm() -> Replication:
             "best": _arm("every operator on every tensor, budget solver", _solved(ANY, budget=EIGHTH), recipe=[ANY]),
             "svd": _arm("uniform truncated SVD, 16-bit factors", uniform_svd),
             "rounding": _arm("uniform rounding", uniform_rounding),
+            "rounding_2_bits": _arm("uniform rounding to 2 bits, groups of 64: a quarter over the budget", two_bits, 1.0, bits=2, group=64),
             "pruning": _arm("uniform magnitude pruning", uniform_pruning),
             "svd_solved": _arm("mixed-precision SVD, budget solver", _solved(solved["svd_delta"], budget=EIGHTH)),
             "rounding_solved": _arm("rounding, budget solver", _solved(solved["quantized_delta"], budget=EIGHTH)),
@@ -290,6 +297,7 @@ def graftllm() -> Replication:
         comparisons=(
             Comparison(method="pack", baseline="svd"),
             Comparison(method="pack", baseline="rounding"),
+            Comparison(method="pack", baseline="rounding_2_bits"),
             Comparison(method="pack", baseline="pruning"),
             Comparison(method="pack", baseline="svd_solved"),
             Comparison(method="pack", baseline="rounding_solved"),

@@ -1,8 +1,8 @@
 """`tutelage compare`: arms x seeds, each from the same start to the same budget, judged against uniform sampling.
 
-Cells are kept one file each and never run twice. An arm that filters is told about three times: at equal rollouts (the budget), at equal
-updates, and beside uniform sampling that is given the rollouts the filter used: in many settings the plain sampler with the filter's
-rollouts wins, and nobody should learn that after the fact.
+Cells are kept one file each and never run twice. An arm that filters, or measures tasks beside its lessons, is told about three times: at
+equal rollouts (the budget), at equal updates, and beside uniform sampling that is given the rollouts it used: in many settings the plain
+sampler with the filter's rollouts wins, and nobody should learn that after the fact.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ def _rows(arm: Arm, run: Run, base: Arm, budget: tuple[BudgetKind, float], per_s
     if arm.name == run.baseline:
         return [Plan(arm.name, arm, "baseline", budget=budget)]
     main = Plan(arm.name, arm, "method", budget=budget)
-    if not _filters(arm):
+    if not _spends_more(arm):
         return [main]
-    control_name = f"{base.name}+{arm.name}"
+    control_name = f"{base.name}@{arm.name}"
     if budget[0] == "updates":
         return [main, Plan(control_name, base, "control", note=f"given {arm.name}'s rollouts", after=arm.name)]
     steps = budget[1] / per_step if budget[0] == "rollouts" else run.steps
@@ -153,11 +153,14 @@ def _rows(arm: Arm, run: Run, base: Arm, budget: tuple[BudgetKind, float], per_s
     return [main, equal, Plan(control_name, base, "control", note=f"given {arm.name}'s rollouts", after=equal.name)]
 
 
-def _filters(arm: Arm) -> bool:
+def _spends_more(arm: Arm) -> bool:
+    """Whether an update can take more rollouts than the plain one: where groups are rejected, or tasks measured beside the lessons."""
     from tutelage.curricula._base import Curriculum
 
     target = curricula.get(arm.curriculum).target
-    return isinstance(target, type) and issubclass(target, Curriculum) and target.admit is not Curriculum.admit
+    if not (isinstance(target, type) and issubclass(target, Curriculum)):
+        return False
+    return target.admit is not Curriculum.admit or target.wants is not Curriculum.wants
 
 
 def shared(run: Run) -> dict[str, Any]:

@@ -8,11 +8,13 @@ different budgets) and what a comparison owns (saving, logging, seeds) differ.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError, missing_extra, unknown
+from tutelage.registry import curricula
 from tutelage.study.config import Arm, BudgetKind, Engine, Evaluation, Run, parse_budget
 
 BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
@@ -112,44 +114,22 @@ def plain_step(run: Run, arm: Arm) -> tuple[int, int]:
     return batch // group, batch
 
 
-def load_model(run: Run) -> tuple[Any, Any]:
-    """(model, tokenizer) in float32 on a CPU, in the checkpoint's own type elsewhere; a directory without tokenizer is refused."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+def draws_of(run: Run, arm: Arm, budget: tuple[BudgetKind, float]) -> int:
+    """How many tasks a run will show, as near as its budget tells; what the curriculum measures takes its share of the rollouts."""
+    tasks, rollouts = plain_step(run, arm)
+    kind, amount = budget
+    if kind != "rollouts":
+        return math.ceil((amount if kind == "updates" else run.steps) * tasks)
+    probes = getattr(curricula.get(arm.curriculum).target, "probes_per_draw", lambda **parameters: 0.0)
+    return max(math.ceil(amount / (rollouts / tasks + probes(**arm.parameters))), 1)
 
+
+def load_model(run: Run) -> tuple[Any, Any]:
+    """(model, tokenizer) of a run."""
+    from tutelage import models
     from tutelage.students import builtin_path
 
-    path = str(builtin_path()) if run.model == "builtin" else run.model
-    if run.model != "builtin" and Path(path).is_dir():
-        _check_model_directory(Path(path))
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        dtype = "auto" if torch.cuda.is_available() else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise TutelageError(
-            f"Cannot load the model {path!r}: {reason} Give a directory as save_pretrained writes it, or a name on the "
-            "Hugging Face hub that this machine can reach."
-        ) from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
-
-
-def _check_model_directory(path: Path) -> None:
-    present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    if not (path / "config.json").exists():
-        raise TutelageError(f"{path} is not a model directory: it has no config.json (it holds {present}).")
-    if not any(
-        (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "vocab.txt")
-    ):
-        raise TutelageError(
-            f"The model directory {path} has no tokenizer (it holds {present}). Save the tokenizer beside the model: "
-            f"tokenizer.save_pretrained({str(path)!r})."
-        )
+    return models.load_model(str(builtin_path()) if run.model == "builtin" else run.model)
 
 
 def make_config(run: Run, arm: Arm, *, seed: int, max_steps: int, output_dir: Path) -> Any:

@@ -8,12 +8,13 @@ from typing import Any
 
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_write
-from tutelage.study import engines
+from tutelage.study import answers, engines, series
 from tutelage.study.cell import Bench, Job, record_of, train_cell
 from tutelage.study.compare import default_out, digest, shared
 from tutelage.study.config import Run, parse_arm
 from tutelage.study.provenance import versions
 from tutelage.study.words import duration
+from tutelage.tasks.diagnostics import rambling
 
 CARD = """---
 library_name: transformers
@@ -28,6 +29,8 @@ Trained from `{model}` on {tasks} with the curriculum **{curriculum}** ({paramet
 |---|---|---|
 | held-out accuracy | {before:.3f} | {after:.3f} |
 {arms}
+
+{answers}
 
 {updates:,} updates, {rollouts:,} rollouts, {tokens:,} generated tokens, {seconds}. Verifier: `{verifier}`.
 
@@ -90,6 +93,8 @@ def train(run: Run, job: Job, folder: Path, *, command: str, console: Any) -> di
     atomic_write(folder / "training.json", json.dumps({**record, "versions": versions()}))
     accuracy = record["curve"]["accuracy"]
     console.print(f"held-out accuracy {accuracy[0]:.3f} → {accuracy[-1]:.3f}; the model is in {folder}", highlight=False)
+    if warning := rambling(*(record["curve"]["diagnostics"][i] for i in (0, -1))):
+        console.print(f"warning: {warning}", highlight=False)
     return record
 
 
@@ -125,7 +130,16 @@ def _card(run: Run, job: Job, record: dict[str, Any], bench: Bench, command: str
         engine=engines.engine_of(run, job.arm), curriculum=job.arm.curriculum, title=f"{Path(run.model).name} after {job.arm.name}",
         model=run.model, tasks=", ".join(run.tasks),
         parameters=", ".join(f"{k}={v}" for k, v in job.arm.parameters.items()) or "its defaults",
-        before=record["curve"]["accuracy"][0], after=record["curve"]["accuracy"][-1], arms=rows, updates=totals["updates"],
+        answers=_answers(*(record["curve"]["diagnostics"][i] for i in (0, -1))), before=record["curve"]["accuracy"][0],
+        after=record["curve"]["accuracy"][-1], arms=rows, updates=totals["updates"],
         rollouts=totals["rollouts"], tokens=totals["tokens"], seconds=duration(totals["seconds"]), verifier=bench.tasks.verifier_spec,
         command=command, versions=", ".join(f"{k} {v}" for k, v in versions().items()),
     )  # fmt: skip
+
+
+def _answers(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The card's lines on the answers themselves."""
+    was, now = (series.flat(found) for found in (before, after))
+    lines = [f"| {heading} | {form(was.get(name))} | {form(now.get(name))} |" for name, heading, form in answers.columns(now)]
+    warning = rambling(before, after)
+    return "\n".join(["| the answers | before | after |", "|---|---|---|", *lines, *(["", f"**Warning:** {warning}."] if warning else [])])

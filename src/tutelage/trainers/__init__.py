@@ -2,7 +2,7 @@
 
 | engine | adapter | what it takes |
 |---|---|---|
-| TRL (GRPO, SFT and their subclasses) | `tutelage.trainers.trl.with_curriculum` | a curriculum, an objective |
+| TRL (GRPO, SFT and their subclasses) | `tutelage.trainers.trl.with_curriculum` | a curriculum, an objective, demonstrations |
 | plain torch, for small students that are no language models | `tutelage.trainers.torch_loop.train` | a curriculum |
 
 The engine owns the process, the model, the optimiser and the launch. An adapter decides which rows come next, reports what came back, and

@@ -4,15 +4,16 @@ Each tensor brings a curve of choices, bytes against squared error ‖Δ − Δ�
 
     Σ_tensors error(choice)  subject to  Σ_tensors bytes(choice) ≤ budget
 
-is a multiple-choice knapsack. Its Lagrangian relaxation, error + λ · bytes, is solved by walking down the lower convex hulls of all curves in
-the order of error saved per byte; what is left of the budget is then spent, greedily, on any choice that still fits. The walk is optimal at
-the budgets it passes through, and in between its error exceeds the optimum by at most the one step that no longer fitted. The sum of bytes
-never exceeds the budget, for the bytes of a choice are exact. (GraftLLM sets ranks and bits by hand.)
+is a multiple-choice knapsack. Its Lagrangian relaxation, error + λ · bytes, is solved by walking down the lower convex hulls of all curves
+in the order of error saved per byte; what is left of the budget is then spent, greedily, on any choice that still fits. The walk is optimal
+at the budgets it passes through, and in between its error exceeds the optimum by at most the first step that no longer fitted. The sum of
+bytes never exceeds the budget, for the bytes of a choice are exact. (GraftLLM sets ranks and bits by hand.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from tutelage.edits.packs.coding import Choice
 from tutelage.errors import TutelageError
@@ -30,7 +31,7 @@ def solve(curves: Curves, budget: int) -> dict[str, Choice]:
     left = budget - sum(choice.nbytes for choice in chosen.values())
     if left < 0:
         raise TutelageError(f"A budget of {budget} bytes is too small: the smallest settings take {budget - left}.")
-    steps = [(_slope(a, b), name, i) for name, hull in hulls.items() for i, (a, b) in enumerate(zip(hull, hull[1:], strict=False))]
+    steps = [(_slope(a, b), name, i) for name, hull in hulls.items() for i, (a, b) in enumerate(pairwise(hull))]
     stopped: set[str] = set()
     for _, name, i in sorted(steps, key=lambda step: -step[0]):  # along a hull slopes fall, so its steps come in order
         cost = hulls[name][i + 1].nbytes - hulls[name][i].nbytes

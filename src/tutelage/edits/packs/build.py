@@ -21,12 +21,12 @@ import numpy as np
 
 from tutelage.edits._dtypes import FLOATS, Array, decode, require_finite
 from tutelage.edits._safetensors import build_header, write_header
-from tutelage.edits.calibration import Calibration
 from tutelage.edits.packs.budget import solve
 from tutelage.edits.packs.coding import Choice, squared_norm
 from tutelage.edits.packs.coding import decode as decode_code
 from tutelage.edits.packs.pack import FORMAT, VERSION, content_digest
 from tutelage.edits.packs.rules import Rule, Rules, operator_class
+from tutelage.edits.packs.second_moments import SecondMoments
 from tutelage.edits.plan import Plan, peak_memory
 from tutelage.edits.store import WeightStore, compare_shapes, fingerprint
 from tutelage.edits.task_vector import Tell, subtract
@@ -48,7 +48,7 @@ class Finding:
     choices: list[Choice]
 
 
-def plan_pack(base: WeightStore, tuned: WeightStore, rules: Rules, calibration: Calibration | None = None) -> tuple[Plan, dict[str, str]]:
+def plan_pack(base: WeightStore, tuned: WeightStore, rules: Rules, calibration: SecondMoments | None = None) -> tuple[Plan, dict[str, str]]:
     """What `pack` will do at most, from the headers alone, and the operators of each tensor. Tensors that turn out equal are left out."""
     job = _Job(base, tuned, rules, calibration)
     operators = {name: " or ".join(rule.operators) for name, rule in job.rules_of.items() if rule.operators}
@@ -70,7 +70,7 @@ def pack(
     out: Path,
     *,
     rules: Rules,
-    calibration: Calibration | None = None,
+    calibration: SecondMoments | None = None,
     count_manifest: bool = True,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def pack(
         count_manifest: False gives the whole budget to the tensors' bytes, for models so small that names and fingerprints outweigh them.
         tell: called with the number of bytes read; both checkpoints are read twice.
 
-    Returns {"tensors": [{name, operator, settings, bytes, error}], "left_out": {name: why}, "delta_bytes", "data_bytes", "file_bytes", "share",
+    Returns {"tensors": [{name, operator, bytes, error}], "left_out": {name: why}, "delta_bytes", "data_bytes", "file_bytes", "share",
     "error"}; errors are ‖Δ − Δ̂‖ / ‖Δ‖.
     """
     if out.suffix != ".safetensors":
@@ -115,7 +115,7 @@ class _Job:
         base: WeightStore,
         tuned: WeightStore,
         rules: Rules,
-        calibration: Calibration | None,
+        calibration: SecondMoments | None,
         tell: Tell | None = None,
         *,
         count_manifest: bool = True,
@@ -286,8 +286,8 @@ class _Work:
                 file.write(data)
         except OSError as error:
             raise TutelageError(
-                f"Cannot write {self.folder / name}: {error.strerror}. The pack does not bear its name yet; mend it and give the same command "
-                "to go on with the tensors that are finished."
+                f"Cannot write {self.folder / name}: {error.strerror}. The pack does not bear its name yet: mend it, and the "
+                "same command goes on with the tensors that are finished."
             ) from error
 
 

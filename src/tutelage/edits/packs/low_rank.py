@@ -1,8 +1,9 @@
 """Truncated singular value decompositions, and a product that every machine computes to the same bit.
 
-The factors come from the eigenvectors of the smaller Gram matrix in float64: Δ Δᵀ = U Σ² Uᵀ, then Σ Vᵀ = Uᵀ Δ. Squaring halves the digits
-of small singular values, of float64's sixteen, so that those of a float32 matrix survive; it takes a third of the time of LAPACK's SVD. Where
-few directions are wanted of many, a randomised range finder is faster still (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1).
+The factors come from the eigenvectors of the smaller Gram matrix in float64: Δ Δᵀ = U Σ² Uᵀ, then Σ Vᵀ = Uᵀ Δ. Squaring halves
+the digits of small singular values, of float64's sixteen, so that those of a float32 matrix survive; it takes a third of the time of
+LAPACK's SVD (and of torch's). Where few directions are wanted of many, a randomised range finder is faster still (Halko, Martinsson & Tropp 2011,
+algorithms 4.4 and 5.1).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _POWER = 2
 def truncated_svd(delta_MN: Array, rank: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
     """U (M, R), σ (R,) falling, and Vᵀ (R, N) of the best approximation of rank R = min(rank, M, N), in float32.
 
-    `rng` is used only by the randomised method, for ranks of at most a sixteenth of min(M, N); its error is within 2 % of the least possible
-    on the spectra of the tests.
+    `rng` is used only by the randomised method, for ranks of at most a sixteenth of min(M, N); its error is within 2 % of the least
+    possible on the spectra of the tests.
     """
     rank = min(rank, *delta_MN.shape)
     if delta_MN.shape[0] > delta_MN.shape[1]:

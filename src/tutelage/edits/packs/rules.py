@@ -1,6 +1,6 @@
 """Which tensor gets which operator: recipes of packs, in YAML.
 
-    budget: 0.125                     # optional: the pack's share of the difference's bytes; the budget solver chooses what a rule leaves open
+    budget: 0.125                     # optional: the pack's share of the difference's bytes; the solver chooses what a rule leaves open
     tensors:
       - {match: "*embed_tokens*", operator: sparse_delta, keep: 0.1}
       - {match: "*.self_attn.*", operator: svd_delta, bits: "8:20,4:180,2:800"}
@@ -12,8 +12,8 @@ The first rule whose pattern fits the whole name (shell-style) wins; a pattern t
 rule. Operators that need a matrix leave vectors (norms, biases) to `dense_delta`.
 
 Two recipes come along. `graftllm` is the paper's: embeddings and head pruned by magnitude, attention and MLP matrices as truncated SVDs in
-8, 4 and 2 bits, the rest dense; MLP matrices keep the directions that hold `energy` 0.9 (β; its value is not in the paper's public material). `best` lets
-all operators compete on every matrix, and so needs a budget.
+8, 4 and 2 bits, the rest dense; MLP matrices keep the directions that hold `energy` 0.9 (β; its value is not in the paper's public
+material). `best` lets all operators compete on every matrix, and so needs a budget.
 """
 
 from __future__ import annotations

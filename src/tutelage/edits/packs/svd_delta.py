@@ -106,8 +106,11 @@ class SvdDelta(Operator):
 
     @classmethod
     def curve(cls, delta: Array, rng: np.random.Generator, *, group: int = GROUP, **fixed: Any) -> list[Choice]:
-        """As `Operator.curve`. Bits are chosen for each direction by the least σ_k² ε_b + λ · bytes over a range of λ, with ε_b, the relative
-        error of a direction at b bits, measured on the strongest; errors are those of the directions, taken as independent."""
+        """As `Operator.curve`.
+
+        Bits are chosen for each direction by the least σ_k² ε_b + λ · bytes over a range of λ, with ε_b, the relative error of a direction
+        at b bits, measured on the strongest; errors are those of the directions, taken as independent.
+        """
         delta_MN = delta.reshape(matrix_shape(delta.shape))
         energy_R = squared_singular_values(delta_MN)
         open_R = energy_R[: min(fixed.get("rank") or len(energy_R), len(energy_R))]

@@ -3,7 +3,7 @@
     θ = θ_base + Σ_{i ∈ S} decode(pack_i)        (GraftLLM, arXiv 2505.18502, stage C; S is what a router activates)
 
 The base's tensors are kept aside while packs are loaded and copied back when they go: nothing is subtracted, so unloading leaves no trace,
-and a skill that is not loaded cannot be forgotten. A router answers with the name of one pack, or None: the base as it is. The paper sends a
+and what the base knows cannot be forgotten. A router answers with the name of one pack, or None: the base as it is. The paper sends a
 task's prompts to its packs by lookup (`TaskRouter`) or by a small classifier (`PromptRouter`); its code was not released.
 
     packs = PackRack(model, {"math": "math.safetensors", "code": "code.safetensors"})
@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,8 +31,10 @@ from tutelage.edits.task_vector import TaskVector, wrong_base
 from tutelage.errors import TutelageError, missing_extra, unknown
 from tutelage.files import atomic_write
 
-if TYPE_CHECKING:
+try:
     import torch
+except ModuleNotFoundError as error:
+    raise missing_extra("torch", "lm") from error
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -117,8 +119,6 @@ class PackRack:
         return known[name]
 
     def _add(self, name: str, packs: list[TaskVector], scale: float) -> None:
-        import torch
-
         tensor = self._tensors[name]
         stored, dtype = _bits(tensor)
         delta = next(sum_of(packs, name, stored.size))
@@ -132,8 +132,6 @@ class PackRack:
 
 def _bits(tensor: torch.Tensor) -> tuple[Array, str]:
     """A tensor's stored bits, flat, and its number format in safetensors' words."""
-    import torch
-
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.dtype == torch.bfloat16:
         return flat.view(torch.int16).numpy().view(np.uint16), "BF16"
@@ -255,11 +253,6 @@ def mean_embeddings(model: Any, token_NT: torch.Tensor, mask_NT: torch.Tensor | 
 
     Features move with the embeddings: take them with the base loaded, in fitting as in use.
     """
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise missing_extra("torch", "lm") from None
-
     with torch.no_grad():
         x_NTD = model.get_input_embeddings()(token_NT).double()
         weight_NT = torch.ones_like(token_NT, dtype=torch.float64) if mask_NT is None else mask_NT.double()
