@@ -5,8 +5,8 @@
 Two bfloat16 checkpoints of a stock Llama (a few hundred MB; the difference is a decaying spectrum plus noise) are made once. mergekit is
 installed with pip into an environment of its own, made on first use. Both tools run as whole commands, on one thread, in turn, on the
 same files, and approximate every matrix of the layers at one rank: mergekit writes a LoRA adapter in the checkpoint's format, tutelage a
-pack with 16-bit factors, and one at half of those bytes in mixed precision. What is lost is sqrt(Σ‖Δ − Δ̂‖² / Σ‖Δ‖²) over those matrices, read
-back from what each wrote. Prints the ratio of seconds (mergekit / tutelage: above 1 tutelage is faster) and of errors.
+pack with 16-bit factors, and one at half of those bytes in mixed precision. What is lost is sqrt(Σ‖Δ − Δ̂‖² / Σ‖Δ‖²) over those matrices,
+read back from what each wrote. Prints the ratio of seconds (mergekit / tutelage: above 1 tutelage is faster) and of errors.
 """
 
 from __future__ import annotations

@@ -3,20 +3,20 @@
 **Claim.** At 1/8 of the bytes of the 16-bit difference, a module-aware pack keeps more of the new skill than a uniform truncated SVD and
 than uniform rounding of the same measured bytes.
 
-**Set-up.** The parallel-answers student (width 64) is taught to sort digits (n = 3 ... 7), then fine-tuned in full to reverse symbols of a
-second alphabet: the new skill, which costs it the old one. The difference is packed at a budget of bytes, added to the base, and measured.
-Primary metric: the kept share of the new skill, (accuracy with the pack - base) / (tuned - base), sampled accuracy on held-out inputs.
-Seeds 0 to 9. Fixed before the first full run. Bytes are those of the tensors in the file; names and fingerprints, the same in every arm,
-would outweigh so small a student, and are left out.
+**Set-up.** The parallel-answers student (width 64) is taught to sort digits (n = 3 ... 7), then fine-tuned in full to reverse symbols of
+a second alphabet: the new skill, which costs it the old one. The difference is packed at a budget of bytes, added to the base, and
+measured. Primary metric: the kept share of the new skill, (accuracy with the pack - base) / (tuned - base), sampled accuracy on held-out
+inputs. Seeds 0 to 9. Fixed before the first full run. Bytes are those of the tensors in the file; names and fingerprints, the same in
+every arm, would outweigh so small a student, and are left out.
 
 **Arms and controls.** `pack`: embeddings, positions and head pruned, attention and MLP matrices as SVDs in mixed precision, norms and
-biases dense; the budget solver sets every rank, bit width and share. `best`: all operators compete for each tensor. `svd`: the same share of the
-rank for every matrix, factors in 16 bits. `rounding`: one bit width and group size for all. `pruning`: one share for all. Each of these
-three takes, of all its settings that fit, the one with the least reconstruction error. `svd_solved`, `rounding_solved` and `pruning_solved`
-give each operator the budget solver, tensor by tensor, to tell what the solver does from what the operators do. Two bits and their
-grids do not fit the budget, one bit is useless: `rounding_2_bits` takes them all the same, with a quarter more bytes. `_half`: at 1/16.
-`full` is the tuned student. `forgetting_loaded` is what the old skill loses while the pack is on, `forgetting_unloaded` after it was taken
-off again (0 in every bit, or the library is broken).
+biases dense; the budget solver sets every rank, bit width and share. `best`: all operators compete for each tensor. `svd`: the same share
+of the rank for every matrix, factors in 16 bits. `rounding`: one bit width and group size for all. `pruning`: one share for all. Each of
+these three takes, of all its settings that fit, the one with the least reconstruction error. `svd_solved`, `rounding_solved` and
+`pruning_solved` give each operator the budget solver, tensor by tensor, to tell what the solver does from what the operators do. Two bits
+and their grids do not fit the budget, one bit is useless: `rounding_2_bits` takes them all the same, with a quarter more bytes. `_half`:
+at 1/16. `full` is the tuned student. `forgetting_loaded` is what the old skill loses while the pack is on, `forgetting_unloaded` after it
+was taken off again (0 in every bit, or the library is broken).
 
 **Departures from the paper.** A miniature student instead of Llama-3.1-8B; supervised answers instead of a larger model's; no calibration
 (weights are rounded to nearest); LoRA trained at the same bytes and routing between several packs are not arms.

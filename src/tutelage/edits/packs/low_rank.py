@@ -1,8 +1,8 @@
 """Truncated singular value decompositions, and a product that every machine computes to the same bit.
 
-The factors come from the eigenvectors of the smaller Gram matrix in float64: Δ Δᵀ = U Σ² Uᵀ, then Σ Vᵀ = Uᵀ Δ. Squaring halves
-the digits of small singular values, of float64's sixteen, so that those of a float32 matrix survive; it takes a third of the time of
-LAPACK's SVD (and of torch's). Where few directions are wanted of many, a randomised range finder is faster still (Halko, Martinsson & Tropp 2011,
+The factors come from the eigenvectors of the smaller Gram matrix in float64: Δ Δᵀ = U Σ² Uᵀ, then Σ Vᵀ = Uᵀ Δ. Squaring halves the digits
+of small singular values, of float64's sixteen, so that those of a float32 matrix survive; it takes a third of the time of LAPACK's SVD
+(and of torch's). Where few directions are wanted of many, a randomised range finder is faster still (Halko, Martinsson & Tropp 2011,
 algorithms 4.4 and 5.1).
 """
 
