@@ -39,6 +39,8 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 RankBy = Literal["angle_concentration", "off_diagonal_concentration", "length", "pass_rate", "loss", "difficulty", "random"]
 
+ATTEMPTS = 8
+"""At each task, where they are ranked by pass rate."""
 ANGLES = ("angle_concentration", "off_diagonal_concentration")
 SIGNAL = {"angle_concentration": ANGLES[0], "off_diagonal_concentration": ANGLES[1], "length": "prompt_length", "loss": "loss"}
 """The signal that measures each ranking which a forward pass can measure."""
@@ -209,12 +211,16 @@ class GainRL(Curriculum):
         if abs(self.length_spearman) >= 0.9 and by in ANGLES:
             logger.warning("gain-rl: this ranking by %s is almost one by prompt length (Spearman %.2f).", by, self.length_spearman)
 
+    @classmethod
+    def probes_per_draw(cls, *, rank_by: str = "angle_concentration", **_: object) -> float:
+        return float(ATTEMPTS) if rank_by == "pass_rate" else 0.0
+
     def wants(self) -> Wants | None:
         if self._order_N is not None:
             return None
         rows_N, by = np.arange(len(self.pool)), self.config["rank_by"]
         if by == "pass_rate":
-            return Wants(rows_N, attempts=8)
+            return Wants(rows_N, attempts=ATTEMPTS)
         return Wants(rows_N, attempts=0, signals=tuple(dict.fromkeys((SIGNAL[by], *(("prompt_length",) if by in ANGLES else ())))))
 
     def observe(self, outcomes: Outcomes, *, probe: bool = False) -> None:

@@ -173,7 +173,7 @@ def _spends_more(arm: Arm) -> bool:
     target = curricula.get(arm.curriculum).target
     if not (isinstance(target, type) and issubclass(target, Curriculum)):
         return False
-    return target.admit is not Curriculum.admit or target.wants is not Curriculum.wants
+    return target.admit is not Curriculum.admit or target.probes_per_draw(**arm.parameters) > 0
 
 
 def shared(run: Run) -> dict[str, Any]:

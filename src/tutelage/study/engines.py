@@ -126,8 +126,8 @@ def draws_of(run: Run, arm: Arm, budget: tuple[BudgetKind, float]) -> int:
     kind, amount = budget
     if kind != "rollouts":
         return math.ceil((amount if kind == "updates" else run.steps) * tasks)
-    probes = getattr(curricula.get(arm.curriculum).target, "probes_per_draw", lambda **parameters: 0.0)
-    return max(math.ceil(amount / (rollouts / tasks + probes(**arm.parameters))), 1)
+    target: Any = curricula.get(arm.curriculum).target
+    return max(math.ceil(amount / (rollouts / tasks + target.probes_per_draw(**arm.parameters))), 1)
 
 
 def supervised(run: Run, arm: Arm) -> bool:

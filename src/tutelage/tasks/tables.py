@@ -291,8 +291,8 @@ def with_answers(dataset: Any, column: str = "answer") -> Any:
 
     if column not in dataset.column_names:
         raise TutelageError(
-            f"There is nothing to imitate: the tasks have no column {column!r}; theirs are {', '.join(dataset.column_names)}. Name yours in "
-            f"`columns`, or imitate another one."
+            f"There is nothing to imitate: the tasks have no column {column!r}; theirs are {', '.join(dataset.column_names)}. Name yours "
+            "in `columns`, or imitate another one."
         )
     prompts, texts = dataset["prompt"][:], dataset[column][:]
     for row, text in enumerate(texts):

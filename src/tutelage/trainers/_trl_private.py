@@ -228,10 +228,6 @@ class GRPOEngine(Engine):
     def pad_id(self) -> int:
         return self._tokenizer.pad_token_id
 
-    @property
-    def text_tokenizer(self) -> Any:
-        return self._tokenizer
-
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Batch], Any]:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.mix is not None and batches:
