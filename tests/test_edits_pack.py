@@ -193,6 +193,15 @@ def test_without_truncation_or_rounding_nothing_is_lost(shape):
         assert decode(code).shape == shape
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 1, 2, 2)])
+def test_tensors_of_any_shape(shape):
+    delta = np.asarray(rng_of().normal(size=shape), "f4")
+    for operator in (SparseDelta(keep=1.0, bits=32), DenseDelta(bits=32), DenseDelta()):
+        found = decode(operator.encode(delta))
+        assert found.shape == shape
+        np.testing.assert_allclose(found, delta, rtol=1e-3)
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.003, 0.05, 0.3, 0.6, 1.0]), st.integers(1, 3000))
 @settings(deadline=None, max_examples=40)
 def test_positions_of_kept_entries_come_back(seed, keep, size):
@@ -569,6 +578,25 @@ def test_other_settings_do_not_go_on_with_what_was_left(pair, tmp_path, monkeypa
         pack(*pair, out, rules=read_rules("best", budget=0.2))
     with pytest.raises(TutelageError, match=r"Name it p\.bin\.safetensors"):
         pack(*pair, tmp_path / "p.bin", rules=read_rules(None))
+
+
+def test_memory_is_that_of_a_tensor_not_of_the_model(tmp_path):
+    import tracemalloc
+
+    peaks = []
+    for count in (2, 8):
+        rng, stores = rng_of(), []
+        for n in ("base", "tuned"):
+            stores.append(
+                WeightStore(save(tmp_path / f"{n}{count}", {f"l.{i}.w": rng.normal(size=(256, 384)).astype("f4") for i in range(count)}))
+            )
+        tracemalloc.start()
+        pack(*stores, tmp_path / f"{count}.safetensors", rules=read_rules("best", budget=0.2))
+        apply(stores[0], [open_vector(tmp_path / f"{count}.safetensors")], tmp_path / f"out{count}")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert peaks[-1] < plan_pack(*stores, read_rules("best", budget=0.2))[0].peak_memory
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 # The commands ----------------------------------------------------------------------------------------------------------------------------
