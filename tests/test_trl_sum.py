@@ -281,7 +281,8 @@ def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
     from tutelage.students import builtin_path
 
     path = Path(__file__).parent.parent / "examples" / "sum_of_losses.py"
-    logged = runpy.run_path(str(path))["main"](str(builtin_path()), 2)
+    logged = runpy.run_path(str(path))["main"](str(builtin_path()), str(builtin_path()), 2)
     steps = [entry for entry in logged if "reward" in entry]
     assert len(steps) == 2
     assert all(0 < entry["objective/imitate/loss"] < 1 and entry["reward"] > 0.2 for entry in steps)
+    assert 0 < steps[1]["objective/distil/loss"] < 0.1  # the student has left its twin by then

@@ -25,7 +25,7 @@ from tutelage.study import engines, league
 from tutelage.study.cell import Job, safe_name
 from tutelage.study.config import Arm, BudgetKind, Run, parse_arm
 from tutelage.study.provenance import machine, versions
-from tutelage.study.schema import Cell, League, RowKind, without_nan
+from tutelage.study.schema import Cell, League, RowKind, progress_axis_of, without_nan
 from tutelage.study.stats import seeds_needed
 from tutelage.study.workers import default_jobs, run_all
 
@@ -134,8 +134,7 @@ def plan(run: Run, *, out: Path | None = None) -> Comparison:
     arms = list(run.arms) or [parse_arm(text) for text in DEFAULT_ARMS]
     if all(arm.name != run.baseline for arm in arms):
         arms.insert(0, parse_arm(run.baseline))
-    for arm in arms:
-        engines.check_settings({**run.settings, **arm.settings}, engines.engine_of(run, arm))
+    engines.check_settings(run, arms)
     base = next(arm for arm in arms if arm.name == run.baseline)
     _, per_step = engines.plain_step(run, base)
     budget = engines.budget_of(run, per_step, supervised=any(engines.supervised(run, arm) for arm in arms))
@@ -275,8 +274,8 @@ def make_league(comparison: Comparison, command: str) -> League:
     pairs = {other: p.name for p in comparison.plans if (other := p.after or p.beside)}
     judged = league.judge_rows(by_row, names, run.baseline, pairs)
     target = run.target or league.choose_target(base)
-    axis = "rollouts" if base[0]["totals"]["rollouts"] else "step"
-    until = comparison.budget[1] if comparison.budget[0] == "rollouts" else float(league.mean_curve(base, axis)[0][-1])
+    axis = progress_axis_of([cell for cells in by_row.values() for cell in cells])
+    until = comparison.budget[1] if comparison.budget[0] == axis else float(league.mean_curve(base, axis)[0][-1])
     tasks = records[run.baseline][0]["tasks"]
     rows = [
         league.make_row(

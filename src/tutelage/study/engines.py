@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,11 @@ def engine_of(run: Run, arm: Arm) -> Engine:
 
 
 def settings_of(run: Run, arm: Arm) -> dict[str, Any]:
-    """The engine's options of one arm: common, then the built-in student's, then the run's, then the arm's."""
+    """The engine's options of one arm: common, then the built-in student's, then those of the run's that it has, then the arm's."""
     engine = engine_of(run, arm)
     builtin = BUILTIN_SETTINGS[engine] if run.model == "builtin" else {}
-    settings = {**COMMON_SETTINGS, **_device_settings(), **builtin, **run.settings, **arm.settings}
+    shared = {key: value for key, value in run.settings.items() if key in option_names(engine)}
+    settings = {**COMMON_SETTINGS, **_device_settings(), **builtin, **shared, **arm.settings}
     if engine == "grpo" and settings.get("num_generations", 8) == 1:
         raise TutelageError(
             "num_generations is 1: a group of one has no spread, so every advantage is 0 and nothing trains. "
@@ -82,18 +84,31 @@ def _device_settings() -> dict[str, Any]:
     return {} if torch.cuda.is_available() else {"bf16": False, "use_cpu": True, "dataloader_pin_memory": False}
 
 
-def check_settings(settings: dict[str, Any], engine: Engine, others: bool = True) -> None:
-    """Refuse options that the engine's configuration class does not have; the nearest of all valid names is told."""
-    names = {f.name for f in dataclasses.fields(config_class(engine))}
-    for key in settings:
-        if key not in names:
-            known = names | (set(Run.model_fields) | {f"evaluation.{n}" for n in Evaluation.model_fields} if others else set())
-            raise _short(unknown("setting", key, known), config_class(engine).__name__)
+def option_names(engine: Engine) -> frozenset[str]:
+    """The options of an engine's configuration class."""
+    return frozenset(field.name for field in dataclasses.fields(config_class(engine)))
+
+
+def check_settings(run: Run, arms: Sequence[Arm]) -> None:
+    """Refuse options that no engine of the run has, and of an arm those that its own engine lacks; the nearest of all valid names is told.
+
+    An option that only some of the engines have goes to those.
+    """
+    used = {engine_of(run, arm) for arm in arms}
+    fields = set(Run.model_fields) | {f"evaluation.{n}" for n in Evaluation.model_fields}
+    shared = frozenset().union(*(option_names(engine) for engine in used))
+    given: list[tuple[dict[str, Any], frozenset[str], set[Engine]]] = [(run.settings, shared, used)]
+    given += [(arm.settings, option_names(engine_of(run, arm)), {engine_of(run, arm)}) for arm in arms]
+    for settings, names, engines in given:
+        for key in settings:
+            if key not in names:
+                holders = " and ".join(sorted(f"trl.{config_class(engine).__name__}" for engine in engines))
+                raise _short(unknown("setting", key, names | fields), holders)
 
 
 def _short(error: TutelageError, holder: str) -> TutelageError:
     """The list of a hundred and fifty options helps nobody: keep the nearest name and say where the others stand."""
-    return TutelageError(f"{str(error).split(' Known:')[0]} Options are the fields of a run file and those of trl.{holder}.")
+    return TutelageError(f"{str(error).split(' Known:')[0]} Options are the fields of a run file and those of {holder}.")
 
 
 def budget_of(run: Run, rollouts_per_step: int, *, supervised: bool) -> tuple[BudgetKind, float]:

@@ -47,8 +47,7 @@ def plan(run: Run, out: Path | None) -> tuple[Job, Path]:
             "Choose one with --arm, or use compare."
         )
     arm = run.arms[0] if run.arms else parse_arm("uniform")
-    engine = engines.engine_of(run, arm)
-    engines.check_settings({**run.settings, **arm.settings}, engine)
+    engines.check_settings(run, [arm])
     _, per_step = engines.plain_step(run, arm)
     budget = engines.budget_of(run, per_step, supervised=engines.supervised(run, arm))
     job = Job(arm.name, arm, 0, budget)

@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import torch
 import trl
+from transformers import PrinterCallback
 
 from tutelage.curricula.uniform import Uniform
 from tutelage.errors import TutelageError, unknown
@@ -85,7 +86,11 @@ def train_supervised(model: Any, tokenizer: Any, demonstrations: Replies, args: 
 
 
 def _trained(trainer: Any) -> int:
-    """Train to the end, from the newest whole checkpoint if there is one; the optimiser's memory is given back."""
+    """Train to the end, from the newest whole checkpoint if there is one; the optimiser's memory is given back.
+
+    In silence: what a round showed is in its report, and the loggers that `report_to` names hear as ever.
+    """
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=bool(complete_checkpoints(trainer.args.output_dir)) or None)
     trainer.accelerator.free_memory()
     return trainer.ledger.training_tokens
