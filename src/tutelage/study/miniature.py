@@ -86,7 +86,7 @@ def _classroom(seed: int, size: Scale) -> tuple[SortingTasks, ParallelAnswers]:
     children = np.random.SeedSequence(seed).spawn(4)
     held_out = SortingTasks.draw(np.random.default_rng(children[0].spawn(2)[1]), per_arm=size.held_out)
     student = ParallelAnswers(_tasks(seed, size, noise=False), seed=_integer(children[1]))
-    with _one_thread():
+    with one_thread():
         warm_start(student, student.tasks, rng=np.random.default_rng(children[1]), steps=size.warm_steps)
     return held_out, student
 
@@ -123,7 +123,7 @@ def teach(seed: int, size: Scale, build: Build, *, batch: int | None = None, noi
     rollouts, method = np.random.SeedSequence(seed).spawn(4)[2:]
     student, coins = copy.deepcopy(warm), np.random.default_rng(rollouts)
     student.tasks = tasks = _tasks(seed, size, noise=noise)
-    with _one_thread():
+    with one_thread():
         run = train(
             student,
             build(tasks.pool(), _integer(method), size),
@@ -163,7 +163,7 @@ def _torch() -> Any:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """More threads would slow so small a student down, and change its rounding with the number of cores."""
     torch = _torch()
     before = torch.get_num_threads()
