@@ -15,6 +15,17 @@ def test_an_arm_is_a_curriculum_with_parameters():
     assert arm.parameters == {"tau": 0.2, "alpha": 0.1, "decay_unseen": False}
 
 
+@pytest.mark.lm
+def test_an_arm_joins_parts_of_different_kinds():
+    arm = parse_arm("sec:tau=0.2+trl:gkd:beta=0.1")
+    assert (arm.curriculum, arm.parameters) == ("sec", {"tau": 0.2})
+    assert (arm.objective, arm.objective_parameters, arm.teacher) == ("trl:gkd", {"beta": 0.1}, None)
+    alone = parse_arm("dapo")
+    assert (alone.curriculum, alone.objective, alone.name) == ("uniform", "dapo", "dapo")
+    with pytest.raises(TutelageError, match="two of one kind: 'sec' and 'dump'"):
+        parse_arm("sec+dump")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -51,9 +62,23 @@ def test_typed_options_win_over_the_file_and_set_wins_over_both(tmp_path):
     assert [arm.name for arm in run.arms] == ["uniform", "mine"]
 
 
+def test_a_reward_is_a_mode_or_its_fields(tmp_path):
+    assert make_run(None, {}, []).reward.mode == "grade"
+    assert make_run(None, {}, ["reward=correct_only"]).reward.mode == "correct_only"
+    file = tmp_path / "run.yaml"
+    file.write_text("reward: {mode: format_independent, values: [1, 0, 0, -1]}\n")
+    run = make_run(file, {}, ["reward.formatted=marked"])
+    assert run.reward.model_dump() == {"mode": "format_independent", "formatted": "marked", "values": (1, 0, 0, -1)}
+    assert Run.model_validate(run.model_dump(mode="json")).reward == run.reward  # --resume reads what was stored
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("reward: correct", "correct_only"),
+        ("reward: {moed: grade}", "Did you mean 'mode'"),
+        ("reward: correct_only\nformat_reward: 0.1", "Drop one of the two"),
+        ("template: 'Question: {question}'", "no place for the task"),
         ("stepz: 3", "Did you mean 'steps'"),
         ("steps: many", "steps"),
         ("evaluation: {pointz: 3}", "Did you mean 'points'"),

@@ -73,9 +73,9 @@ def test_verdicts_are_paired_by_seed_and_corrected_over_all_comparisons():
 
 
 def test_a_filter_is_compared_with_its_control_too():
-    rows = {"uniform": BASE, "odf@updates": FAST, "uniform+odf": [cell("uniform+odf", s, [0.2, 0.9], [0, 200]) for s in range(6)]}
-    names = {"odf@updates": "odf (at equal updates)", "uniform+odf": "uniform (given odf's rollouts)"}
-    pair = league.judge_rows(rows, names, "uniform", {"odf@updates": "uniform+odf"})["odf@updates : uniform+odf"]
+    rows = {"uniform": BASE, "odf@updates": FAST, "uniform@odf": [cell("uniform@odf", s, [0.2, 0.9], [0, 200]) for s in range(6)]}
+    names = {"odf@updates": "odf (at equal updates)", "uniform@odf": "uniform (given odf's rollouts)"}
+    pair = league.judge_rows(rows, names, "uniform", {"odf@updates": "uniform@odf"})["odf@updates : uniform@odf"]
     assert pair.mean == pytest.approx(-0.2)
     assert pair.sentence.startswith("odf (at equal updates): too few seeds to compare with uniform (given odf's rollouts)")
     assert pair.verdict == "too few seeds"  # three comparisons need more than six

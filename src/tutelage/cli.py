@@ -10,12 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from tutelage.edits.cli import app as edit
+from tutelage.study.probe import command as probe
+from tutelage.teachers.cli import teach
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="What should the model learn next, who should teach it, and can the teaching be trusted.",
 )  # fmt: skip
 app.add_typer(edit, name="edit")
+app.command("probe")(probe)
+app.command()(teach)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
@@ -44,7 +48,11 @@ Out = Annotated[Path | None, typer.Option("--out", help="Output directory.", sho
 def compare(
     arms: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ARM]...", help="Curricula, name:key=value,..., or YAML files.", show_default="uniform sec:tau=0.2 dump"),
+        typer.Argument(
+            metavar="[ARM]...",
+            help="What teaches: a curriculum, teacher or objective, name:key=value,..., joined by +; or YAML files.",
+            show_default="uniform sec:tau=0.2 dump",
+        ),
     ] = None,
     model: Model = None,
     tasks: Tasks = None,

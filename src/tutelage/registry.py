@@ -9,6 +9,7 @@ library register on first use of their registry; third parties register through 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tutelage.errors import TutelageError, unknown
+from tutelage.errors import MissingExtraError, TutelageError, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,19 +74,30 @@ class Part:
             raise TutelageError(f"{self.noun} {self.name!r}: parameter {key}={value!r} does not fit {hint}: {expected}.") from None
 
 
+def _import_all(name: str) -> None:
+    """A package and its public modules."""
+    package = importlib.import_module(name)
+    for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{name}.{module.name}")
+
+
 def _home(target: Callable[..., Any]) -> tuple[str, str]:
     return target.__module__, target.__qualname__
 
 
 class Registry:
-    """All parts of one noun. `package` holds the library's own, imported on first use; `tutelage.<plural>` is the entry-point group."""
+    """All parts of one noun. `packages` hold the library's own, imported on first use; `tutelage.<plural>` is the entry-point group.
 
-    def __init__(self, noun: str, plural: str, package: str) -> None:
+    Of several packages, those after the first may need an extra; without it their parts are not there.
+    """
+
+    def __init__(self, noun: str, plural: str, *packages: str) -> None:
         self.noun = noun
         self.group = f"tutelage.{plural}"
-        self._package = package
+        self._packages = packages
         self._parts: dict[str, Part] = {}
-        self._loaded = False
+        self._begun = 0  # how many packages are imported, or being imported; one more for the entry points
 
     def register(self, name: str) -> Callable[[F], F]:
         """Decorator: register a class or function under `name`."""
@@ -100,18 +112,21 @@ class Registry:
 
     def load(self) -> None:
         """Import the library's own parts and those of installed third parties."""
-        if self._loaded:
-            return
-        self._loaded = True  # before the imports, which may themselves look a name up
+        while self._begun <= len(self._packages):
+            self._load_next()
+
+    def _load_next(self) -> None:
+        number = self._begun
+        self._begun += 1  # before the imports, which may themselves look a name up
         try:
-            package = importlib.import_module(self._package)
-            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-                if not module.name.startswith("_"):
-                    importlib.import_module(f"{self._package}.{module.name}")
-            for entry in importlib.metadata.entry_points(group=self.group):
-                self._load_entry(entry)
+            if number == len(self._packages):
+                for entry in importlib.metadata.entry_points(group=self.group):
+                    self._load_entry(entry)
+            else:
+                with contextlib.suppress(*([MissingExtraError] if number else [])):
+                    _import_all(self._packages[number])
         except BaseException:
-            self._loaded = False
+            self._begun = number
             raise
 
     def _load_entry(self, entry: importlib.metadata.EntryPoint) -> None:
@@ -131,8 +146,9 @@ class Registry:
         return sorted(self._parts)
 
     def get(self, name: str) -> Part:
-        """The part called `name`; an unknown name raises `TutelageError` and names the nearest."""
-        self.load()
+        """The part called `name`; an unknown name raises `TutelageError` and names the nearest. Nothing is imported beyond need."""
+        while name not in self._parts and self._begun <= len(self._packages):
+            self._load_next()
         if name not in self._parts:
             raise unknown(self.noun, name, self._parts)
         return self._parts[name]
@@ -151,7 +167,7 @@ curricula = Registry("curriculum", "curricula", "tutelage.curricula")
 teachers = Registry("teacher", "teachers", "tutelage.teachers")
 objectives = Registry("objective", "objectives", "tutelage.objectives")
 verifiers = Registry("verifier", "verifiers", "tutelage.tasks.verifiers")
-edits = Registry("edit", "edits", "tutelage.edits")
+edits = Registry("edit", "edits", "tutelage.edits", "tutelage.model_edits")
 replications = Registry("replication", "replications", "tutelage.replications")
 
 NOUNS: tuple[Registry, ...] = (curricula, teachers, objectives, verifiers, edits, replications)

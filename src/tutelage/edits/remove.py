@@ -26,8 +26,8 @@ def remove(
     Returns {"source": "base" | "sidecar", "path": ..., "tensors": their number}.
     """
     record = read_record(edited.path)
-    if record["edit"] != "apply":
-        raise TutelageError(f"{edited.path} was made by `{record['edit']}`, which cannot be undone; only `apply` can.")
+    if "touched" not in record:
+        raise TutelageError(f"{edited.path} was made by `{record['edit']}`, which has no one base to go back to.")
     _check_vectors(record, vectors)
     place = base if base is not None else Path(record["base"]["path"])
     store, reason = _base_at(place, record)
@@ -110,8 +110,12 @@ class _Rebuilt(_Checked):
         with self.archive.open(info.name) as corrections:
             source = self._source(info.name)
             chunk = self.record["chunk"]  # the byte planes are those of a chunk
+            if not self.vectors:  # a rewrite: the sidecar has all that differs
+                for stored in self.store.chunks(info.name, chunk):
+                    yield corrected(stored, corrections.read(stored.nbytes))
+                return
             for stored, delta in zip(self.store.chunks(info.name, chunk), sum_of(self.vectors, source, chunk), strict=True):
-                guess = encode(decode(stored, info.dtype) - step_of(delta, self.record["scale"], info), info.dtype)
+                guess = encode(decode(stored, info.dtype) - step_of(delta, self.record["scale"], info.dtype), info.dtype)
                 yield corrected(guess, corrections.read(guess.nbytes))
 
     def _source(self, name: str) -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.errors import TutelageError, unknown
-from tutelage.registry import curricula, objectives
+from tutelage.registry import Registry, curricula, objectives, teachers
 
-Engine = Literal["grpo", "sft"]
+Engine = Literal["grpo", "sft", "self_play"]
 BudgetKind = Literal["rollouts", "updates", "tokens", "seconds"]
 _BUDGET = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(rollouts|updates|tokens|seconds)\s*$")
 
@@ -43,23 +43,46 @@ class Evaluation(Strict):
     batch_size: int = Field(256, ge=1)
 
 
+class Reward(Strict):
+    """What is optimised. Curricula and evaluation see the verifier's judgement, whatever stands here.
+
+    mode: "grade" is the verifier's grade, with partial grades where it gives any; "correct_only" is 1 or 0; "format_independent" pays and
+    punishes the format beside the answer (`tutelage.tasks.rewards.FormatIndependent`). The other fields belong to that mode. formatted:
+    "boxed" (a closed \\boxed) or "marked" (any mark that verifiers read an answer by). values: the rewards of correct and formatted,
+    correct, wrong but formatted, wrong.
+    """
+
+    mode: Literal["grade", "correct_only", "format_independent"] = "grade"
+    formatted: Literal["boxed", "marked"] = "boxed"
+    values: tuple[float, float, float, float] = (1.0, 0.5, -0.5, -1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"mode": value} if isinstance(value, str) else value
+
+
 class Arm(Strict):
     """One arm of a comparison: a named way to train.
 
-    curriculum and parameters: a registered curriculum and its hyperparameters. objective: a registered objective that replaces the
-    trainer's loss, with its hyperparameters. settings: the engine's options, over the run's. refill_cap, on_short: how many generation
-    batches a filtering curriculum may draw per training batch, and what happens when it falls short (pad, partial, raise).
+    curriculum and parameters: a registered curriculum and its hyperparameters. teacher: a registered teacher, with its parameters.
+    objective: a registered objective that replaces the trainer's loss, with its hyperparameters. settings: the engine's options, over the
+    run's. refill_cap, on_short: how many generation batches a filtering curriculum may draw per training batch, and what happens when it
+    falls short (pad, partial, raise). rounds: of self-play.
     """
 
     name: str
     trainer: Engine | None = None
     curriculum: str = "uniform"
     parameters: dict[str, Any] = {}
+    teacher: str | None = None
+    teacher_parameters: dict[str, Any] = {}
     objective: str | None = None
     objective_parameters: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     refill_cap: int = Field(4, ge=1)
     on_short: Literal["pad", "partial", "raise"] = "pad"
+    rounds: int = Field(3, ge=1)
 
 
 class Run(Strict):
@@ -69,7 +92,10 @@ class Run(Strict):
     steps: plain steps, which set the budget unless `budget` ("3000rollouts", "100updates", "20000tokens", "600seconds") does.
     seeds: how many, from 0; None is the least number that can reach a verdict. target: the accuracy whose cost is compared; None is
     chosen from the baseline's curve.
-    lora: `peft.LoraConfig` options, or None for full training.
+    template: a text with `{prompt}` in it, put around every prompt. chat: use the tokenizer's chat template where it has one; off for
+    base models that do not follow instructions. imitate: what supervised training, demonstrations and self-play imitate, the tasks'
+    "answer" or their worked "solution". lora: `peft.LoraConfig` options, or None for full training. reward: a mode of `Reward`, or its
+    fields. format_reward: the least reward of a wrong but well-formed completion, with the mode "grade".
     """
 
     model: str = "builtin"
@@ -88,6 +114,10 @@ class Run(Strict):
     evaluation: Evaluation = Evaluation()
     settings: dict[str, Any] = {}
     lora: dict[str, Any] | None = None
+    template: str | None = None
+    chat: bool = True
+    imitate: Literal["answer", "solution"] = "answer"
+    reward: Reward = Reward()
     format_reward: float = Field(0.0, ge=0, lt=1)
 
 
@@ -109,18 +139,48 @@ def parse_value(text: str) -> Any:
         raise TutelageError(f"Cannot read the value {text!r}: {error}.") from None
 
 
+PARTS: tuple[tuple[str, Registry, str], ...] = (
+    ("curriculum", curricula, "parameters"), ("teacher", teachers, "teacher_parameters"), ("objective", objectives, "objective_parameters"),
+)  # fmt: skip
+"""What an arm is made of: the field of `Arm`, where its parts are registered, and the field of its hyperparameters."""
+
+
 def parse_arm(text: str) -> Arm:
-    """An arm as typed: a curriculum's name, `name:key=value,key=value`, or a YAML file with the fields of `Arm`."""
+    """An arm as typed: parts joined by "+", each a name or `name:key=value,key=value`; or a YAML file with the fields of `Arm`.
+
+    "sec:tau=0.2", "adcl+egsr", "gkd+local:model=big/": a curriculum, a teacher and an objective, at most one of each.
+    """
     if text.endswith((".yaml", ".yml")):
         return as_arm(read_yaml(Path(text)), Path(text).stem, text)
-    name, _, rest = text.partition(":")
-    parameters = {}
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise TutelageError(f"Cannot read {pair!r} in the arm {text!r}; write name:key=value,key=value, such as sec:tau=0.2.")
-        parameters[key.strip()] = parse_value(value)
-    return as_arm({"curriculum": name, "parameters": parameters}, text, text)
+    values: dict[str, Any] = {}
+    for piece in _JOINT.split(text):
+        (noun, _, holder), name, rest = _part(piece)
+        if noun in values:
+            raise TutelageError(f"The arm {text!r} names two of one kind: {values[noun]!r} and {name!r} are each a {noun}. Keep one.")
+        values |= {noun: name, holder: dict(_pair(pair, text) for pair in filter(None, rest.split(",")))}
+    return as_arm(values, text, text)
+
+
+_JOINT = re.compile(r"\+(?=[A-Za-z])")
+
+
+def _pair(pair: str, text: str) -> tuple[str, Any]:
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise TutelageError(f"Cannot read {pair!r} in the arm {text!r}; write name:key=value,key=value, such as sec:tau=0.2.")
+    return key.strip(), parse_value(value)
+
+
+def _part(piece: str) -> tuple[tuple[str, Registry, str], str, str]:
+    """What "name:settings" names (a name may hold a colon, such as trl:gkd), that name, and the settings."""
+    name, _, rest = piece.partition(":")
+    longer, _, less = rest.partition(":")
+    for noun in PARTS:  # in this order: the objectives, which need torch, are loaded only for what is nothing else
+        known = noun[1].names()
+        for candidate, settings in ((name, rest), (f"{name}:{longer}", less)):
+            if candidate in known:
+                return noun, candidate, settings
+    raise unknown("curriculum, teacher or objective", name, [n for _, registry, _ in PARTS for n in registry.names()])
 
 
 def as_arm(value: dict[str, Any] | str, default_name: str, source: str) -> Arm:
@@ -128,18 +188,28 @@ def as_arm(value: dict[str, Any] | str, default_name: str, source: str) -> Arm:
     if isinstance(value, str):
         return parse_arm(value)
     arm = validate(Arm, {"name": default_name, **value}, source)
-    part = curricula.get(arm.curriculum)
-    if isinstance(part.target, type) and issubclass(part.target, SpaceCurriculum):
+    target = curricula.get(arm.curriculum).target
+    if isinstance(target, type) and issubclass(target, SpaceCurriculum):
         raise TutelageError(
             f"{source}: the curriculum {arm.curriculum!r} teaches in a continuous space of tasks, and a language model's tasks are a pool. "
             "Choose one of uniform, mixture, sec, dump, odf and the like (tutelage ls curricula)."
         )
-    arm.parameters = part.check(arm.parameters)
-    if arm.objective is not None:
-        arm.objective_parameters = objectives.get(arm.objective).check(arm.objective_parameters)
-    elif arm.objective_parameters:
-        raise TutelageError(f"{source}: objective_parameters are given, but no objective. Name one, or drop them.")
+    for noun, registry, holder in PARTS:
+        name, parameters = getattr(arm, noun), getattr(arm, holder)
+        if name is not None:
+            setattr(arm, holder, registry.get(name).check(parameters))
+        elif parameters:
+            raise TutelageError(f"{source}: {holder} are given, but no {noun}. Name one, or drop them.")
+    if arm.objective is not None and arm.trainer is None and _is_pairwise(arm.objective):
+        arm.trainer = "self_play"
     return arm
+
+
+def _is_pairwise(name: str) -> bool:
+    """Whether an objective compares replies in pairs: those that self-play makes."""
+    from tutelage.objectives import Pairwise
+
+    return isinstance(objectives.build(name), Pairwise)
 
 
 def validate(model: type[M], values: dict[str, Any], source: str) -> M:
@@ -150,7 +220,8 @@ def validate(model: type[M], values: dict[str, Any], source: str) -> M:
         first = error.errors()[0]
         place = [str(p) for p in first["loc"]]
         if first["type"] == "extra_forbidden":
-            holder = Evaluation if place[0] == "evaluation" and len(place) > 1 else model
+            nested: dict[str, type[Strict]] = {"evaluation": Evaluation, "reward": Reward}
+            holder = nested.get(place[0], model) if len(place) > 1 else model
             raise TutelageError(f"{source}: {unknown('key', place[-1], holder.model_fields)}") from None
         got = f" (got {first['input']!r})" if first["type"] != "missing" else ""
         raise TutelageError(f"{source}: {'.'.join(place)}: {first['msg']}{got}.") from None
@@ -180,12 +251,23 @@ def make_run(file: Path | None, given: dict[str, Any], sets: list[str]) -> Run:
     run = validate(Run, values, source)
     for pair in sets:
         run = _set(run, pair)
+    _check_together(run, source)
     run.arms = [arm if isinstance(arm, Arm) else as_arm(arm, f"arm {i}", source) for i, arm in enumerate(arms, 1)]
     names = [arm.name for arm in run.arms]
     for name in names:
         if names.count(name) > 1:
             raise TutelageError(f"{source}: the arm {name!r} is named twice; give each arm a name of its own.")
     return run
+
+
+def _check_together(run: Run, source: str) -> None:
+    if run.format_reward and run.reward.mode != "grade":
+        raise TutelageError(
+            f"{source}: format_reward={run.format_reward:g} and reward={run.reward.mode} both say what a wrong but well-formed completion "
+            "earns. Drop one of the two."
+        )
+    if run.template is not None and "{prompt}" not in run.template:
+        raise TutelageError(f"{source}: the template {run.template[:60]!r} has no place for the task; write {{prompt}} where it goes.")
 
 
 def _set(run: Run, pair: str) -> Run:
@@ -196,7 +278,7 @@ def _set(run: Run, pair: str) -> Run:
     value = parse_value(text)
     values = run.model_dump(exclude={"arms"})
     head, _, tail = key.partition(".")
-    if tail and head in ("evaluation", "settings", "lora", "columns"):
+    if tail and head in ("evaluation", "settings", "lora", "columns", "reward"):
         values[head] = {**(values[head] or {}), tail: value}
     elif key in Run.model_fields and key != "arms":
         values[key] = [value] if key == "tasks" and isinstance(value, str) else value

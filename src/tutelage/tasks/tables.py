@@ -245,12 +245,16 @@ def _repeated(key_N: NDArray[Any], repeats: int, prompts: Any, source: str) -> T
     )
 
 
-def to_dataset(pool: TaskPool, tokenizer: Any = None) -> Any:
+def to_dataset(pool: TaskPool, tokenizer: Any = None, *, template: str | None = None) -> Any:
     """The pool as a `datasets.Dataset` for TRL: row i of the data set is row i of the pool.
 
     Column `prompt` is conversational (`[{"role": "user", "content": …}]`, to which TRL applies the chat template) where the tokenizer has a
     chat template, else plain text that ends in a newline. `key` and all further columns follow under their names, those of `RESERVED` as
     `task_<name>`. Chat prompts of several messages need a chat template. Values are copied into the data set.
+
+    template: a text in which `{prompt}` stands for the task's prompt (of chat messages, for the content of the last); other braces are
+    left as they are. Plain text is then exactly the template. A base model that does not follow instructions is given one with
+    `tokenizer=None`, so that no chat template is used.
     """
     try:
         import datasets
@@ -261,8 +265,10 @@ def to_dataset(pool: TaskPool, tokenizer: Any = None) -> Any:
         raise TutelageError(
             f"This pool has no column 'prompt'; its columns are {', '.join(pool.columns) or 'none'}. A trainer needs prompts."
         )
+    if template is not None and "{prompt}" not in template:
+        raise TutelageError(f"The template {template[:60]!r} has no place for the task; write {{prompt}} where its prompt goes.")
     make = _as_messages if getattr(tokenizer, "chat_template", None) else _as_text
-    columns = {"prompt": [make(prompt) for prompt in pool.columns["prompt"]], "key": pool.key_N.tolist()}
+    columns = {"prompt": [make(prompt, template) for prompt in pool.columns["prompt"]], "key": pool.key_N.tolist()}
     for name, column in pool.columns.items():
         if name not in columns:
             columns[f"task_{name}" if name in RESERVED else name] = _values(column)
@@ -276,6 +282,29 @@ def to_dataset(pool: TaskPool, tokenizer: Any = None) -> Any:
         ) from None
 
 
+def with_answers(dataset: Any, column: str = "answer") -> Any:
+    """The rows of `to_dataset` as prompt and completion for supervised training, both as chat messages where the prompts are.
+
+    column: what is imitated: the "answer", or the worked "solution"; a row without it raises.
+    """
+    import datasets
+
+    if column not in dataset.column_names:
+        raise TutelageError(
+            f"There is nothing to imitate: the tasks have no column {column!r}; theirs are {', '.join(dataset.column_names)}. Name yours "
+            "in `columns`, or imitate another one."
+        )
+    prompts, texts = dataset["prompt"][:], dataset[column][:]
+    for row, text in enumerate(texts):
+        if text is None or not str(text).strip():
+            raise TutelageError(
+                f"The {column} of task {row + 1} (counted from 1) is {text!r}: there is nothing to imitate. Fill it, or drop it."
+            )
+    chat = not isinstance(prompts[0], str)
+    completions = [[{"role": "assistant", "content": str(text)}] if chat else str(text) for text in texts]
+    return datasets.Dataset.from_dict({"prompt": prompts, "completion": completions})
+
+
 def _fits(column: list[Any]) -> bool:
     import pyarrow
 
@@ -286,16 +315,30 @@ def _fits(column: list[Any]) -> bool:
     return True
 
 
-def _as_messages(prompt: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
+def _as_messages(prompt: Any, template: str | None) -> list[dict[str, Any]]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
+    if template is not None:
+        messages[-1]["content"] = template.replace("{prompt}", _plain_content(messages[-1]["content"]))
+    return messages
 
 
-def _as_text(prompt: Any) -> str:
+def _as_text(prompt: Any, template: str | None) -> str:
     if not isinstance(prompt, str):
-        if len(prompt) > 1 or not isinstance(prompt[0]["content"], str):
+        if len(prompt) > 1:
             raise TutelageError(
                 f"A prompt consists of {len(prompt)} chat messages, but the tokenizer has no chat template to join them. Use a tokenizer "
                 "with a chat template (an instruction-tuned model's), or prompts that are plain text."
             )
-        prompt = prompt[0]["content"]
+        prompt = _plain_content(prompt[0]["content"])
+    if template is not None:
+        return template.replace("{prompt}", prompt)
     return prompt if prompt.endswith("\n") else f"{prompt}\n"
+
+
+def _plain_content(content: Any) -> str:
+    if not isinstance(content, str):
+        raise TutelageError(
+            f"A prompt's message holds {type(content).__name__} {str(content)[:60]!r}, not plain text: without a chat template, or in a "
+            "prompt template, only text has a place. Use a tokenizer with a chat template and no template, or prompts that are plain text."
+        )
+    return content

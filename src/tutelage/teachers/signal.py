@@ -111,11 +111,7 @@ class Signal:
 
     def check_student(self, *, vocabulary: int, tokenizer: str) -> None:
         """Raise `TutelageError` unless a student with this vocabulary size and tokenizer hash means the same by every id."""
-        if tokenizer != self.tokenizer:
-            raise TutelageError(
-                f"The teacher's tokenizer ({self.tokenizer}) is not the student's ({tokenizer}): equal ids would mean different text. "
-                "Use a teacher of the same model family, or distil at the level of sequences: objective('nll') on the teacher's samples."
-            )
+        check_tokenizers(self.tokenizer, tokenizer)
         if vocabulary != self.vocabulary:
             raise TutelageError(
                 f"The teacher's softmax runs over {self.vocabulary} entries and the student's over {vocabulary}, although the tokenizers "
@@ -148,3 +144,25 @@ def tokenizer_hash(tokenizer: Any) -> str:
     """
     pairs = sorted((int(number), token) for token, number in tokenizer.get_vocab().items())
     return hashlib.blake2b(json.dumps(pairs).encode(), digest_size=16).hexdigest()
+
+
+def check_tokenizers(teacher: str, student: str) -> None:
+    """Raise `TutelageError` unless two hashes of `tokenizer_hash` are the same."""
+    if teacher != student:
+        raise TutelageError(
+            f"The teacher's tokenizer ({teacher}) is not the student's ({student}): equal ids would mean different text. "
+            "Use a teacher of the same model family, or distil at the level of sequences: objective('nll') on the teacher's samples."
+        )
+
+
+def chat_template_hash(tokenizer: Any) -> str:
+    """128 bits, in hexadecimal, of how a chat becomes text; "none" for a tokenizer without a chat template."""
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return "none"
+    return hashlib.blake2b(json.dumps(template, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def vocabulary_of(tokenizer: Any) -> int:
+    """The number of ids that a tokenizer gives, its highest id and all below it; a model's embeddings may be padded beyond."""
+    return max(int(number) for number in tokenizer.get_vocab().values()) + 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tutelage.curricula._base import Curriculum, Wants
 from tutelage.errors import TutelageError
 from tutelage.outcomes import Outcomes
-from tutelage.trainers import _teacher
+from tutelage.trainers import _signals, _teacher
 from tutelage.trainers._batches import Rollouts
 from tutelage.trainers._rollouts import aside, check_judgement, joined_columns
 from tutelage.trainers._sync import decide
@@ -58,12 +58,14 @@ def teach(trainer: GRPOLessons) -> Taught:
     trainer.ledger.lessons += 1
     trainer.ledger.rollouts += groups * trainer.num_generations
     trainer.ledger.tokens += int(rollouts.columns["length"].sum())
-    own = {name: value for name, value in rollouts.columns.items() if name != "ended"}
+    own: dict[str, Any] = {name: value for name, value in rollouts.columns.items() if name != "ended"}
+    names = _signals.lesson_names(trainer.curriculum)
+    signals = {"signals": _signals.of_rollouts(trainer, rollouts, names)} if names else {}
     if not trainer.intervenes:
-        return Taught(rollouts, _teacher.Help(), own, learn(trainer, rows_N, own))
+        return Taught(rollouts, _teacher.Help(), own, learn(trainer, rows_N, own | signals))
     help = _teacher.intervene(trainer, rows_N, rollouts)
     mixed = _teacher.mixed_columns(trainer, rollouts, help)
-    return Taught(rollouts, help, mixed, learn(trainer, rows_N, own, mixed))
+    return Taught(rollouts, help, mixed, learn(trainer, rows_N, own | signals, mixed | signals))
 
 
 def learn(trainer: Lessons, rows_N: NDArray[np.int64], fields: dict[str, Any], mixed: dict[str, Any] | None = None) -> NDArray[np.bool_]:
@@ -97,18 +99,27 @@ def answer_wants(trainer: GRPOLessons) -> None:
     wants = wanted(trainer)
     if wants is None:
         return
-    if wants.signals:
+    strange = sorted(set(wants.signals) - _signals.OF_PROMPTS)
+    if strange:
         raise TutelageError(
-            f"The curriculum {trainer.curriculum.name!r} wants the signals {', '.join(wants.signals)}; GRPO measures attempts: solved, "
-            "kind, reward and length. Use it with trl.SFTTrainer, which measures loss and entropy, or without those signals."
+            f"The curriculum {trainer.curriculum.name!r} wants the signals {', '.join(strange)}; GRPO measures attempts, and of prompts "
+            f"{', '.join(sorted(_signals.OF_PROMPTS))}. trl.SFTTrainer measures loss and entropy."
         )
     rows_N = np.asarray(wants.rows_N, dtype=np.int64)
-    joined = joined_columns(aside(trainer, rows_N, wants.attempts))
+    fields: dict[str, Any] = _attempted(trainer, rows_N, wants.attempts) if wants.attempts else {}
+    if wants.signals:
+        fields["signals"] = _signals.of_prompts(trainer, rows_N, wants.signals)
+    tell_probe(trainer, wants, fields)
+
+
+def _attempted(trainer: GRPOLessons, rows_N: NDArray[np.int64], attempts: int) -> dict[str, NDArray[Any]]:
+    """What `attempts` completions of each row show; they are entered in the ledger."""
+    joined = joined_columns(aside(trainer, rows_N, attempts))
     check_judgement(trainer, joined)
     trainer.ledger.probe_rollouts += joined["length"].size
     trainer.ledger.rollouts += joined["length"].size
     trainer.ledger.tokens += int(joined["length"].sum())
-    tell_probe(trainer, wants, {name: value for name, value in joined.items() if name not in ("ended", "advantage")})
+    return {name: value for name, value in joined.items() if name not in ("ended", "advantage")}
 
 
 def wanted(trainer: Lessons) -> Wants | None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
 from tutelage.errors import TutelageError
+from tutelage.teachers._forward import logits_at
 from tutelage.trainers import _batches, _checkpoint
 from tutelage.trainers._batches import Batch, Heard, Rollouts
 from tutelage.trainers._judgement import Judge
@@ -62,7 +64,18 @@ class Engine(Base):
 
     curriculum: Any
     objective: Any
+    mix: Any = None
     _staging: str | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the adapter has a state of its own, which a checkpoint must carry."""
+        return self.curriculum is not None or self.mix is not None
+
+    @property
+    def main_objective(self) -> Any:
+        """What of the objective reads the engine's own batches."""
+        return self.objective
 
     @property
     def shares(self) -> tuple[int, int]:
@@ -79,6 +92,12 @@ class Engine(Base):
         if not hasattr(self, "_row_source"):
             self._row_source = self._remove_unused_columns(self.train_dataset, description="training")
         return self._row_source.__getitems__(rows_B.tolist())
+
+    def logits_at(self, model: Any, inputs: Batch, places_BT: Tensor) -> Tensor:
+        """The student's logits at places of each row (B, T, V), with gradient; other positions get none."""
+        rows_BT = torch.arange(len(places_BT), device=places_BT.device).unsqueeze(1).expand_as(places_BT)
+        with self.accelerator.autocast():
+            return logits_at(model, inputs, rows_BT, places_BT)
 
     @property
     def training_metrics(self) -> dict[str, list[float]]:
@@ -102,7 +121,7 @@ class Engine(Base):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Everything that TRL and the adapter write, under a temporary name, all processes together; then one rename."""
-        if self.curriculum is None:
+        if not self.remembers:
             return super()._save_checkpoint(model, trial)
         run = Path(super()._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
@@ -133,7 +152,7 @@ class Engine(Base):
     def _finalize_training(self, *args: Any) -> Any:
         """TRL's, but with `save_total_limit=1` it would delete the newest checkpoint where another one is the best."""
         limit = self.args.save_total_limit
-        if self.curriculum is not None:
+        if self.remembers:
             self.args.save_total_limit = None
         try:
             return super()._finalize_training(*args)
@@ -179,6 +198,10 @@ class Engine(Base):
         for name, value in state.items():
             setattr(self, name, value)
 
+    def scored(self, model: Any, inputs: Batch) -> Any:
+        """A forward pass: `log_probs`, `entropy` and `label_mask`, (B, T - 1) each; position t predicts token t + 1."""
+        return model(**{**inputs, "use_cache": False}, fused_lm_head=True)
+
 
 class GRPOEngine(Engine):
     """The seam in `trl.GRPOTrainer`: generation is ours to start, and what comes back is ours to see."""
@@ -204,6 +227,33 @@ class GRPOEngine(Engine):
     @property
     def pad_id(self) -> int:
         return self._tokenizer.pad_token_id
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Batch], Any]:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.mix is not None and batches:
+            self.mix.begin(len(batches))
+        return batches, items
+
+    def _prepare_inputs(self, generation_batch: Any) -> Batch:
+        if self.mix is None or not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        return self.mix.inputs(functools.partial(super()._prepare_inputs, generation_batch))
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.mix is not None:
+            self.mix.clipped(norm)
+        return norm
+
+    @property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of the model's text, also where the processing class does more."""
+        return self._tokenizer
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """What the engine passes to `apply_chat_template` beside the conversation."""
+        return {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
 
     def _generate_and_score_completions(self, inputs: Any) -> Batch:
         if self.curriculum is not None and self.model.training:
@@ -360,6 +410,10 @@ class SFTEngine(Engine):
         """Count what the objective divides by; the adapter above supplies it."""
         raise NotImplementedError
 
+    def trained_outputs(self, model: Any, inputs: Batch) -> Any:
+        """The forward pass whose outputs an objective reads; the adapter above supplies it."""
+        raise NotImplementedError
+
     def objective_loss(self, outputs: Any) -> Tensor:
         """The objective's loss of one micro-batch; the adapter above supplies it."""
         raise NotImplementedError
@@ -384,7 +438,8 @@ class SFTEngine(Engine):
             if self.objective is None:
                 loss = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
             else:
-                loss = self.objective_loss(self.scored(model, inputs))
+                heard.append(self.trained_outputs(model, inputs))
+                loss = self.objective_loss(heard[-1])
         finally:
             hook.remove()
         if self.curriculum is not None:
@@ -393,7 +448,3 @@ class SFTEngine(Engine):
 
     def on_device(self, inputs: Batch) -> Batch:
         return self._prepare_inputs(inputs)
-
-    def scored(self, model: Any, inputs: Batch) -> Any:
-        """A forward pass: `log_probs`, `entropy` and `label_mask`, (B, T - 1) each; position t predicts token t + 1."""
-        return model(**{**inputs, "use_cache": False}, fused_lm_head=True)
