@@ -497,3 +497,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         )  # fmt: skip
     with pytest.raises(TutelageError, match="The teacher looks at what was solved, and the first reward function"):
         batch_of(make(tmp_path, reward=lambda completions, **_: [2.0 + len(c) for c in completions]))
+    trainer = make(tmp_path, reward=tiny.has_a)
+    trainer.judge.column = None  # as for a reward model
+    with pytest.raises(TutelageError, match="'has_a'\\) is a model, no verifier"):
+        batch_of(trainer)
