@@ -17,6 +17,7 @@ from typing import Any
 from tutelage.errors import TutelageError, missing_extra, unknown
 from tutelage.registry import curricula
 from tutelage.study.config import Arm, BudgetKind, Engine, Evaluation, Run, parse_budget
+from tutelage.trainers._device import device_settings
 
 BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
     "grpo": {
@@ -68,20 +69,13 @@ def settings_of(run: Run, arm: Arm) -> dict[str, Any]:
     engine = engine_of(run, arm)
     builtin = BUILTIN_SETTINGS[engine] if run.model == "builtin" else {}
     shared = {key: value for key, value in run.settings.items() if key in option_names(engine)}
-    settings = {**COMMON_SETTINGS, **_device_settings(), **builtin, **shared, **arm.settings}
+    settings = {**COMMON_SETTINGS, **device_settings(), **builtin, **shared, **arm.settings}
     if engine == "grpo" and settings.get("num_generations", 8) == 1:
         raise TutelageError(
             "num_generations is 1: a group of one has no spread, so every advantage is 0 and nothing trains. "
             "Use a group of at least 2 (8 is usual)."
         )
     return settings
-
-
-def _device_settings() -> dict[str, Any]:
-    """Full precision on a CPU, where half precision is slow and inexact; TRL's default elsewhere."""
-    import torch
-
-    return {} if torch.cuda.is_available() else {"bf16": False, "use_cpu": True, "dataloader_pin_memory": False}
 
 
 def option_names(engine: Engine) -> frozenset[str]:

@@ -21,6 +21,7 @@ from tutelage.errors import TutelageError, unknown
 from tutelage.pools import TaskPool
 from tutelage.teachers.replies import Replies
 from tutelage.trainers._checkpoint import complete_checkpoints
+from tutelage.trainers._device import device_settings
 from tutelage.trainers._dpo_private import LOSS_SETTINGS, REFERENCES, without_traces
 from tutelage.trainers.dpo import with_objective
 from tutelage.trainers.trl import with_curriculum
@@ -47,7 +48,7 @@ def check_settings(settings: Settings, config: Any, owned: tuple[str, ...]) -> N
 def pair_config(settings: Settings, folder: Path, steps: int, seed: int) -> Any:
     """TRL's settings of a round on pairs."""
     check_settings(settings, trl.DPOConfig, OWNED + LOSS_SETTINGS)
-    return trl.DPOConfig(**{**_machine(), **DEFAULTS, **settings, "output_dir": str(folder), "max_steps": steps, "seed": seed})
+    return trl.DPOConfig(**{**device_settings(), **DEFAULTS, **settings, "output_dir": str(folder), "max_steps": steps, "seed": seed})
 
 
 def supervised_config(settings: Settings, own: Settings, folder: Path, steps: int, seed: int) -> Any:
@@ -56,7 +57,7 @@ def supervised_config(settings: Settings, own: Settings, folder: Path, steps: in
     names = {field.name for field in dataclasses.fields(trl.SFTConfig)}
     shared = {key: value for key, value in settings.items() if key in names}
     fixed = {"output_dir": str(folder), "max_steps": steps, "seed": seed, "completion_only_loss": True}
-    return trl.SFTConfig(**{**_machine(), **DEFAULTS, **shared, **own, **fixed})
+    return trl.SFTConfig(**{**device_settings(), **DEFAULTS, **shared, **own, **fixed})
 
 
 def precision(args: Any) -> torch.dtype | None:
@@ -94,8 +95,3 @@ def _trained(trainer: Any) -> int:
     trainer.train(resume_from_checkpoint=bool(complete_checkpoints(trainer.args.output_dir)) or None)
     trainer.accelerator.free_memory()
     return trainer.ledger.training_tokens
-
-
-def _machine() -> dict[str, Any]:
-    """Full precision on a CPU, where half precision is slow and inexact; TRL's default elsewhere."""
-    return {} if torch.cuda.is_available() else {"bf16": False, "use_cpu": True, "dataloader_pin_memory": False}

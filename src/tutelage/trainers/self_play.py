@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -134,8 +135,9 @@ def self_play(
     if team is None and preset not in TEAMS:
         raise TutelageError(f"How many checkpoints play? Give team= (TPAW 3, SPIN 1); only {', '.join(TEAMS)} by name bring their own.")
     players = team if team is not None else TEAMS[str(preset)][0]
+    loss = objective if preset is None else objective_of(preset)
     plan: dict[str, Any] = {
-        "objective": repr(objective_of(objective) if preset else objective), "steps": steps, "team": players,
+        "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(loss)), "steps": steps, "team": players,
         "opponents": opponents or (TEAMS[preset][1] if preset in TEAMS and team is None else players), "seed": seed,
         "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "batch_size": generation_batch},
         "scoring_batch": scoring_batch, "settings": dict(settings or {}), "control_settings": dict(control_settings or {}),
@@ -149,7 +151,7 @@ def self_play(
         )
     ends = end_ids(model, tokenizer)
     targets, measured = (_encoded(tokenizer, rows, ends) for rows in (demonstrations, held_out or ()))
-    run = _Run(model, tokenizer, objective_of(objective) if preset else objective, Path(out), plan, targets, measured, tuple(after_round))
+    run = _Run(model, tokenizer, loss, Path(out), plan, targets, measured, tuple(after_round))
     return run.go(rounds, None if reuse_control is None else Path(reuse_control))
 
 
