@@ -35,13 +35,14 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _objective, _refill, _resume, _rng, _supervised, _teaching
+from tutelage.trainers import _objective, _refill, _resume, _rng, _sources, _supervised, _teaching
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
 from tutelage.trainers._judgement import Judge
+from tutelage.trainers._sources import Sources
 from tutelage.trainers._trl_private import Engine, GRPOEngine, SFTEngine, check_versions
 
-__all__ = ["Ledger", "Lesson", "complete_checkpoints", "with_curriculum"]
+__all__ = ["Ledger", "Lesson", "Sources", "complete_checkpoints", "with_curriculum"]
 OnShort = Literal["pad", "partial", "raise"]
 
 
@@ -69,6 +70,10 @@ def with_curriculum(base: type) -> type:
         - `refill_cap`: for a curriculum that filters, how many generation batches may be drawn for one training batch (at least 1).
         - `on_short`: what happens when the cap is reached and groups are missing. "pad": the first rejected groups train, unfiltered; after
           ten batches in a row without one admitted group it raises. "partial": the admitted groups alone train. "raise": an error.
+
+        and, for SFT with a teacher:
+
+        - `sources`: whose completions a step trains on, a `Sources`: the data's, the student's own or the teacher's, as in GKD.
 
         It has `ledger`, what the run has spent; `curriculum_seconds`, the time the curriculum took on rank 0; and `skipped_checkpoints`,
         what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`.
@@ -232,8 +237,10 @@ class SFTLessons(Lessons, SFTEngine):
     pending: list[torch.Tensor]
     window_counts: dict[str, torch.Tensor]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sources: Sources | None = None, **kwargs: Any) -> None:
+        self.sources = sources
         super().__init__(*args, **kwargs)
+        _sources.check(self)
         taught = _teaching.offered(self)
         if self.objective is not None:
             self.loss_is_scaled_for_ga = True  # the objective divides by the whole step's counts itself
@@ -270,6 +277,9 @@ class SFTLessons(Lessons, SFTEngine):
 
     def overheard(self, outputs: Any) -> None:
         _supervised.overheard(self, outputs)
+
+    def sourced(self, batches: list[Batch]) -> list[Batch]:
+        return batches if self.sources is None else _sources.drawn(self, batches)
 
     def count_window(self, batches: list[Batch]) -> None:
         masks = [batch["labels"][:, 1:].to(self.accelerator.device) != -100 for batch in batches]
