@@ -36,9 +36,9 @@ small = {
     "head_dim": 16,
 }
 settings = trl.SFTConfig(
-    output_dir="runs/distill", max_steps=120, per_device_train_batch_size=32, learning_rate=2e-3, warmup_steps=10, seed=seed, max_length=160,
-    lr_scheduler_type="constant_with_warmup", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-    bf16=False, use_cpu=True, gradient_checkpointing=False,
+    output_dir="runs/distill", max_steps=120, per_device_train_batch_size=32, learning_rate=2e-3, warmup_steps=10, seed=seed,
+    max_length=160, lr_scheduler_type="constant_with_warmup", save_strategy="no", logging_strategy="no", report_to="none",
+    disable_tqdm=True, bf16=False, use_cpu=True, gradient_checkpointing=False,
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tutelage.study import stats
-from tutelage.study.schema import Cell, Cost, League, Row
+from tutelage.study.schema import Cell, Cost, Diagnostics, League, Row
 
 FAMILIES = ("chain_sum", "products", "gcd", "lcm", "count_bits", "letter_counting", "spell_backward", "base_conversion")
 STUDIED = (
@@ -31,8 +31,12 @@ def make_league(
     evaluations: int = 12,
     steps: int = 240,
     target: float | None = 0.45,
+    diagnosed: bool = False,
 ) -> League:
-    """A league whose methods differ by a speed-up of learning (the last column of `studied`); every run logs each step."""
+    """A league whose methods differ by a speed-up of learning (the last column of `studied`); every run logs each step.
+
+    diagnosed: with diagnostics, in which the baseline's answers stay as they are and those of all others grow into the limit.
+    """
     arms = builtin_arms() if arms is None else arms
     rng = np.random.default_rng(seed)
     ease_A = rng.uniform(0.25, 0.75, len(arms)) + np.array([0.5 - 0.28 * (index % 4) for index in range(len(arms))])
@@ -42,6 +46,12 @@ def make_league(
         for name, _, _, kind, gain in studied
         for number in range(seeds)
     ]
+    for cell in cells if diagnosed else ():
+        points = cell["curve"]["accuracy"]
+        cell["curve"]["diagnostics"] = [
+            _diagnosed(accuracy, 0.0 if cell["row"] == studied[0][0] else place / (len(points) - 1))
+            for place, accuracy in enumerate(points)
+        ]
     return {
         "title": "Built-in student on 8 reasoning families",
         "command": "tutelage compare uniform sec dump odf --seeds 8 --budget 12288",
@@ -99,6 +109,20 @@ def _cell(
             "length": (11 + rng.normal(0, 0.4, steps)).tolist(),
         },
         "totals": {"rollouts": float(rollouts_X[-1]), "seconds": float(seconds_X[-1])},
+    }
+
+
+def _diagnosed(accuracy: float, growth: float) -> Diagnostics:
+    return {
+        "accuracy": accuracy,
+        "format_rate": 0.9 - 0.1 * growth,
+        "clip_ratio": 0.05 + 0.3 * growth,
+        "mean_length": 10 + 4 * growth,
+        "stopped_length": 9 - growth,
+        "dead_share": 0.3,
+        "distinct_answers": 2.5 - growth,
+        "pass_at_k": {"1": accuracy, "2": min(1.0, 1.2 * accuracy), "4": min(1.0, 1.4 * accuracy)},
+        "behaviours": {"verification": 0.1 + 0.1 * growth, "backtracking": 0.0, "subgoal_setting": 0.2, "enumeration": 0.0},
     }
 
 
@@ -192,6 +216,14 @@ def degenerate_leagues() -> dict[str, League]:
     supervised = make_league(studied=STUDIED[:3])
     for cell in supervised["cells"]:
         cell["curve"]["rollouts"] = [0.0] * len(cell["curve"]["rollouts"])
+    partly = make_league(studied=STUDIED[:2], seeds=2, diagnosed=True)  # one row's runs are of an older version; nothing ended
+    for cell in partly["cells"]:
+        if cell["row"] == "sec":
+            del cell["curve"]["diagnostics"]
+        else:
+            for found in cell["curve"]["diagnostics"]:
+                found["stopped_length"] = None
+                del found["pass_at_k"]
     return {
         "one arm": one_arm,
         "supervised": supervised,
@@ -205,5 +237,7 @@ def degenerate_leagues() -> dict[str, League]:
         "100 arms": make_league(arms=[f"task-{index:03d}" for index in range(100)], studied=STUDIED[:4]),
         "25 families": make_league(arms=[f"family_{index // 4}/{index % 4 + 1}" for index in range(100)], studied=STUDIED[:3]),
         "nothing logged": empty,
+        "diagnosed": make_league(diagnosed=True),
+        "partly diagnosed": partly,
         "no cells": nothing,
     }

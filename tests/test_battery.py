@@ -35,6 +35,10 @@ VARIANTS = {
     "mixture-weighted": lambda pool, seed: tt.curriculum("mixture", pool, seed=seed, weights={pool.arms().names[0]: 1.0}),
     "odf-strict": named("odf", window="strict"),
     "odf-all": named("odf", low=0.0, high=1.0),
+    "adcl-predefined": named("adcl", rescore=None, batches=1, attempts=1),
+    "adcl-partition": named("adcl", rescore="partition", order="random"),
+    "adcl-all-descending": named("adcl", rescore="all", order="descending", batches=100),
+    "adcl-prior": named("adcl", initial="prior", draws=40),
     "easy_to_hard-stepped": named("easy_to_hard", steps=3, pacing="step", start=0.01),
 }
 

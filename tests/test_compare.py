@@ -72,6 +72,16 @@ def test_budgets_are_kept_and_what_is_thrown_away_counts(league: dict):
         assert all(abs(sum(share) - 1) < 1e-3 for share in cell["taught"]["share"])
 
 
+def test_every_evaluation_is_diagnosed_and_the_report_shows_it(league: dict, place: Path):
+    for cell in league["cells"]:
+        assert len(cell["curve"]["diagnostics"]) == len(cell["curve"]["step"])
+        for found, accuracy in zip(cell["curve"]["diagnostics"], cell["curve"]["accuracy"], strict=True):
+            assert found["accuracy"] == pytest.approx(accuracy, abs=1e-6)  # both arms have as many measured tasks
+            assert 0 < found["mean_length"] <= 3
+            assert "pass_at_k" not in found  # a single attempt
+    assert "The answers themselves" in (place / "full" / "report.html").read_text()
+
+
 def test_every_arm_starts_from_the_same_weights(league: dict):
     assert len({json.dumps(c["curve"]["by_arm"][0]) for c in league["cells"]}) == 1
 
@@ -132,6 +142,19 @@ def test_train_saves_a_model_directory_with_a_card(place: Path):
     again = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0
     assert (place / "trained" / "training.json").read_bytes() == before
+
+
+def test_a_rigid_reward_is_trained_on_and_never_judged_by(place: Path):
+    options = ["--model", "model", "--tasks", "tasks.jsonl", "--steps", "2", "--set", "reward=format_independent", "--out", "rigid"]
+    for pair in ("per_device_train_batch_size=8", "num_generations=4", "max_completion_length=3", "evaluation.points=1"):
+        options += ["--set", pair]
+    command = [sys.executable, "-m", "tutelage.cli", "train", *options]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    train = json.loads((place / "rigid" / "training.json").read_text())["train"]
+    assert all(0 <= solved <= 1 for solved in train["solved"])
+    # a tiny random model never boxes: 0.5 where it is right, -1 elsewhere
+    assert train["reward"] == pytest.approx([1.5 * solved - 1 for solved in train["solved"]])
 
 
 @pytest.mark.slow

@@ -62,9 +62,23 @@ def test_typed_options_win_over_the_file_and_set_wins_over_both(tmp_path):
     assert [arm.name for arm in run.arms] == ["uniform", "mine"]
 
 
+def test_a_reward_is_a_mode_or_its_fields(tmp_path):
+    assert make_run(None, {}, []).reward.mode == "grade"
+    assert make_run(None, {}, ["reward=correct_only"]).reward.mode == "correct_only"
+    file = tmp_path / "run.yaml"
+    file.write_text("reward: {mode: format_independent, values: [1, 0, 0, -1]}\n")
+    run = make_run(file, {}, ["reward.formatted=marked"])
+    assert run.reward.model_dump() == {"mode": "format_independent", "formatted": "marked", "values": (1, 0, 0, -1)}
+    assert Run.model_validate(run.model_dump(mode="json")).reward == run.reward  # --resume reads what was stored
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("reward: correct", "correct_only"),
+        ("reward: {moed: grade}", "Did you mean 'mode'"),
+        ("reward: correct_only\nformat_reward: 0.1", "Drop one of the two"),
+        ("template: 'Question: {question}'", "no place for the task"),
         ("stepz: 3", "Did you mean 'steps'"),
         ("steps: many", "steps"),
         ("evaluation: {pointz: 3}", "Did you mean 'points'"),

@@ -84,4 +84,4 @@ def test_verify_of_a_broken_checkpoint_is_status_2(home):
 def test_the_parts_are_listed(home):
     command = [sys.executable, "-m", "tutelage.cli", "ls", "edits", "--json"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert {"antidote", "dare", "linear", "task_arithmetic", "ties"} <= {p["name"] for p in found}
+    assert {"antidote", "dare", "linear", "svd_delta", "task_arithmetic", "ties"} <= {p["name"] for p in found}

@@ -141,8 +141,33 @@ def test_what_is_no_checkpoint_says_what_to_do(tmp_path):
     with pytest.raises(TutelageError, match="pickled"):
         WeightStore(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(TutelageError, match="PEFT adapter"):
+    with pytest.raises(TutelageError, match="PEFT adapter without"):
         WeightStore(tmp_path)
+
+
+@pytest.mark.lm
+def test_a_peft_adapter_is_read_and_written_like_a_checkpoint(tmp_path):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    from tutelage.edits.rewrite import rewrite
+
+    base = llama(tmp_path / "base", seed=0)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapter = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapter.save_pretrained(tmp_path / "adapter")
+    store = WeightStore(tmp_path / "adapter")
+    name = next(n for n in store.names if n.endswith("layers.0.self_attn.q_proj.lora_B.weight"))
+    rewrite(store, tmp_path / "out", {name: lambda: np.zeros(store.tensors[name].shape, np.float32)}, edit="prune")
+    back = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
+    weights = dict(back.named_parameters())
+    assert (weights[name.replace("lora_B", "lora_B.default")] == 0).all()
+    other = name.replace("layers.0", "layers.1")
+    assert torch_equal(weights[other.replace("lora_B", "lora_B.default")], load(tmp_path / "adapter")[other])
+
+
+def torch_equal(tensor, array):
+    return np.array_equal(tensor.detach().float().numpy(), array.astype(np.float32))
 
 
 def test_verify_counts_what_is_not_finite(tmp_path):

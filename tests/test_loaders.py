@@ -402,3 +402,24 @@ def test_what_a_dataset_cannot_hold_is_named() -> None:
         to_dataset(pool_of({"prompt": ["a", "b"], "mixed": [1, "b"], "fine": [1, 2.5]}))
     with pytest.raises(TutelageError, match="no column 'prompt'"):
         to_dataset(TaskPool(arm=[0, 1]))
+
+
+def test_a_template_goes_around_every_prompt() -> None:
+    pool = pool_of({"prompt": ["1 + 1 =", [{"role": "user", "content": "2 + 2 ="}]], "answer": ["2", "4"]})
+    boxed = "{prompt}\nPut the answer within \\boxed{}."
+    assert to_dataset(pool, template="Question: {prompt}\nAnswer:")["prompt"][:] == [
+        "Question: 1 + 1 =\nAnswer:",
+        "Question: 2 + 2 =\nAnswer:",
+    ]
+
+    class Chat:
+        chat_template = "{{ messages }}"
+
+    prompts = to_dataset(pool, Chat(), template=boxed)["prompt"][:]
+    assert [messages[-1]["content"] for messages in prompts] == [boxed.replace("{prompt}", text) for text in ("1 + 1 =", "2 + 2 =")]
+    assert pool.columns["prompt"][1] == [{"role": "user", "content": "2 + 2 ="}]  # the pool keeps its own
+    with pytest.raises(TutelageError, match="no place for the task"):
+        to_dataset(pool, template="Question:")
+    parts = pool_of({"prompt": [[{"role": "user", "content": [{"type": "text", "text": "x"}]}]]})
+    with pytest.raises(TutelageError, match="only text has a place"):
+        to_dataset(parts, Chat(), template=boxed)

@@ -32,7 +32,7 @@ def test_the_built_in_pool_has_every_family_and_level(pool: TaskPool) -> None:
     assert len(pool.arms("level")) == 4
     assert (pool.arms().size_A == 32).all()
     assert pool.difficulty_N.tolist() == pool.columns["level"]
-    assert list(pool.columns) == ["prompt", "answer", "entry", "family", "level"]
+    assert list(pool.columns) == ["prompt", "answer", "solution", "entry", "family", "level"]
 
 
 def test_rows_are_what_the_librarys_verifier_reads(pool: TaskPool) -> None:

@@ -16,12 +16,15 @@ import pytest
 from rich.console import Console
 
 from tutelage import TaskPool, TutelageError
+from tutelage.outcomes import Kind
 from tutelage.registry import replications
+from tutelage.replications import simplerl_zoo
 from tutelage.replications.dump import simulate
 from tutelage.replications.sec import SortedPass
 from tutelage.students.simulated import SimulatedStudent
 from tutelage.study import miniature, replicate, stats
 from tutelage.study.replicate import Arm, Comparison, Replication, atlas, render, run, write_atlas
+from tutelage.tasks.rewards import FormatIndependent
 
 SLUGS = ["dump", "online-difficulty-filtering", "sec"]
 RESULTS = Path(__file__).parent.parent / "results"
@@ -353,3 +356,30 @@ def test_noise_is_an_arm_of_its_own() -> None:
         plan = replications.get(slug).target()
         assert [name for name, arm in plan.arms.items() if arm.settings.get("noise")] == ["uniform_noise", f"{slug}_noise"]
         assert {**plan.arms[f"{slug}_noise"].settings, "noise": False} == plan.arms[slug].settings
+
+
+# --- simplerl-zoo
+
+
+@pytest.mark.lm
+def test_smoke_of_simplerl_zoo(tmp_path: Path) -> None:
+    result = run("simplerl-zoo", smoke=True, out=tmp_path, command="tutelage replicate simplerl-zoo --smoke")
+    assert {c["verdict"] for c in result["comparisons"]} == {"too few seeds"}
+    assert len({c["name"] for c in result["comparisons"]}) == 7
+    cells = {(cell["arm"], cell["seed"]): cell for cell in result["cells"]}
+    for seed in (0, 1):  # the same base, measured on the same tasks
+        assert cells["correct_only", seed]["curve"]["accuracy"][0] == cells["format_independent", seed]["curve"]["accuracy"][0]
+        assert cells["clean", seed]["monitor"]["mean_length"][0] == cells["length_bug", seed]["monitor"]["mean_length"][0]
+
+
+def test_answers_of_the_zoo_are_read_leniently_and_boxed_strictly() -> None:
+    one, two = simplerl_zoo.ONE, simplerl_zoo.ONE + 1
+    box, filler, end = simplerl_zoo.BOX, simplerl_zoo.FILLER, simplerl_zoo.END
+    rows = [[filler, one, two, end], [box, one, two, end], [box, one, two, two], [one, filler, two, end], [filler, filler, end, one]]
+    texts = simplerl_zoo.rendered(np.array(rows))
+    assert texts == ["hm 12", r"\boxed{12}", r"\boxed{122", "1hm 2", "hm hm "]
+    kinds = simplerl_zoo.judged(texts, "12")
+    assert kinds == [Kind.CORRECT, Kind.CORRECT, Kind.WRONG, Kind.WRONG, Kind.MALFORMED]
+    reward = FormatIndependent()(np.array(kinds), np.zeros(5), texts)
+    assert reward.tolist() == [0.5, 1.0, -1.0, -1.0, -1.0]
+    assert simplerl_zoo.length_bug(np.array(kinds), np.zeros(5), texts).tolist() == pytest.approx([1.15, 1.1, 0.15, 0.15, 0.1])

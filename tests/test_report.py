@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from leagues import STUDIED, degenerate_leagues, make_league
 from tutelage.errors import TutelageError
-from tutelage.study import figures, report, series
+from tutelage.study import answers, figures, report, series
 from tutelage.study.canvas import DARK, LIGHT, Canvas, Cells, Dot, Line, Text, shortened
 from tutelage.study.plates import draw, sheets
-from tutelage.study.schema import check_league, ranked
+from tutelage.study.schema import check_league, display_name, ranked
 
 DEGENERATE = degenerate_leagues()
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -483,3 +483,45 @@ def test_supervised_training_is_drawn_against_updates() -> None:
 def test_further_comparisons_stand_below_the_table(usual: str) -> None:
     assert "odf against uniform@odf: teaches worse than it: −0.069" in Page(usual).words
     assert "Further comparisons" not in page_of(DEGENERATE["one seed"] | {"notes": []})
+
+
+# --- the answers themselves
+
+
+def test_diagnostics_have_a_panel_only_where_there_are_some(usual: str) -> None:
+    assert "The answers themselves" not in Page(usual).words
+    plain, league = make_league(), make_league(diagnosed=True)
+    assert "answers" not in sheets(plain, draw(plain))
+    words = Page(page_of(league)).words
+    for title in ("Mean length, tokens", "Cut off at the limit", "pass@k after training", "Shows subgoal setting", "pass@4"):
+        assert title in words
+    assert "diagnostics" not in json.dumps(report._summary(check_league(league), with_curves=True))
+    assert len(draw(check_league(league)).answers) == len(answers.PANELS) + 1
+
+
+def test_growing_into_the_limit_is_warned_of_row_by_row() -> None:
+    league = make_league(diagnosed=True)
+    warned = answers.warnings(league)
+    assert [sentence.split(":")[0] for sentence in warned] == [display_name(row) for row in league["rows"] if row["name"] != "uniform"]
+    assert "from 10 to 14 tokens" in warned[0]
+    assert warned[0] in Page(page_of(league)).words
+    assert answers.warnings(make_league()) == []
+
+
+def test_mean_diagnostics_are_over_seeds_and_flat() -> None:
+    league = make_league(diagnosed=True, seeds=2, studied=STUDIED[:2])
+    for cell in league["cells"]:
+        cell["curve"]["diagnostics"][-1] = {"clip_ratio": 0.2 if cell["seed"] else None, "pass_at_k": {"2": 0.1 + 0.2 * cell["seed"]}}
+    found = series.mean_diagnostics(league, "sec", -1)
+    assert found == {"clip_ratio": pytest.approx(0.2), "pass_at_k.2": pytest.approx(0.2)}
+    curve = series.mean_curve(league, "sec", "step", None, "clip_ratio")
+    assert curve is not None
+    assert curve.low_X is None
+    assert series.mean_curve(league, "sec", "step", None, "format_rates") is None
+
+
+def test_diagnostics_of_another_length_are_refused() -> None:
+    league = make_league(diagnosed=True)
+    league["cells"][0]["curve"]["diagnostics"].pop()
+    with pytest.raises(TutelageError, match="differ in length"):
+        check_league(league)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tutelage.errors import TutelageError
-from tutelage.outcomes import Kind
+from tutelage.outcomes import Kind, group_advantage
 from tutelage.tasks.loaders import pool_of, to_dataset
-from tutelage.tasks.rewards import VerifierReward, completion_text
+from tutelage.tasks.rewards import FormatIndependent, VerifierReward, completion_text, correct_only
 from tutelage.tasks.verifiers import Judgement, resolve
 
 PROMPTS = ["1 + 1 =", "1 + 1 =", "2 + 2 =", "2 + 2 ="]
@@ -85,6 +85,34 @@ def test_shaping_changes_the_reward_and_not_the_judgement() -> None:
     assert reward.last_grade.tolist() == [1.0, 0.0]
     with pytest.raises(TutelageError, match=r"shape \(1,\); expected \(2,\)"):
         VerifierReward(half, shaping=lambda kind, grade, texts: [0.0])(["p", "q"], ["a", "b"], answer=["a", "b"])
+
+
+BOTH = [r"So \boxed{2}.", "It is 2.", r"So \boxed{3}.", "It is 3."]
+
+
+def test_the_two_rewards_of_simplerl_zoo_by_its_table() -> None:
+    """Correct or wrong, boxed or not; the verifier is lenient, so an unboxed answer can be correct."""
+    answers = {"answer": ["2"] * 4}
+    plain = VerifierReward(resolve("numeric"), shaping=correct_only)
+    rigid = VerifierReward(resolve("numeric"), shaping=FormatIndependent())
+    assert plain(["p"] * 4, BOTH, **answers) == [1.0, 1.0, 0.0, 0.0]
+    assert rigid(["p"] * 4, BOTH, **answers) == [1.0, 0.5, -0.5, -1.0]
+    assert rigid.last_grade.tolist() == [1.0, 1.0, 0.0, 0.0]  # the curriculum sees what was solved
+    assert rigid(["p"] * 3, [r"\boxed{2", r"\boxed{}", r"<think>\boxed{2}</think> 2"], answer=["2"] * 3) == [0.5, -1.0, 0.5]
+    own = FormatIndependent(correct=2, correct_unformatted=1, wrong=0.1, wrong_unformatted=0, formatted="marked")
+    assert VerifierReward(resolve("numeric"), shaping=own)(["p"] * 2, ["Answer: 2", "3"], answer=["2"] * 2) == [2.0, 0.0]
+    with pytest.raises(TutelageError, match="Did you mean 'boxed'"):
+        FormatIndependent(formatted="boxd")
+
+
+def test_the_pressure_towards_format_in_one_group() -> None:
+    """Of [correct & boxed, wrong & boxed, wrong, wrong] the boxed one is pushed down less than the others, under the rigid reward only."""
+    kinds, texts = np.array([Kind.CORRECT, Kind.WRONG, Kind.WRONG, Kind.WRONG]), [BOTH[0], BOTH[2], BOTH[3], BOTH[3]]
+    rigid, plain = (shaping(kinds, np.zeros(4), texts) for shaping in (FormatIndependent(), correct_only))
+    assert rigid.mean() == -0.375
+    assert rigid.std(ddof=1) == pytest.approx(0.946485, abs=1e-6)
+    assert group_advantage([rigid])[0] == pytest.approx([1.452744, -0.132068, -0.660338, -0.660338], abs=1e-6)
+    assert group_advantage([plain])[0] == pytest.approx([1.5, -0.5, -0.5, -0.5])
 
 
 def test_columns_that_are_not_rows_are_left_alone() -> None:

@@ -22,7 +22,7 @@ from tutelage.trainers.trl import with_curriculum
 
 FOLDER = Path(_trl_private.__file__).parent
 ADAPTER = ["trl.py", "_refill.py", "_lesson.py", "_resume.py", "_objective.py", "_supervised.py", "_batches.py", "_judgement.py"]
-ADAPTER += ["_teaching.py", "_sources.py"]
+ADAPTER += ["_signals.py", "_teacher.py", "_rollouts.py", "_teaching.py", "_mix.py", "_sources.py", "_gkd.py"]
 
 
 def private_names(path: Path) -> set[str]:
@@ -73,6 +73,9 @@ def test_every_private_name_is_there(trainers: list[Any]) -> None:
         (trl.GRPOTrainer, "_save_checkpoint", ["model", "trial"]),
         (trl.GRPOTrainer, "_get_output_dir", ["trial"]),
         (trl.GRPOTrainer, "_push_from_checkpoint", ["checkpoint_folder"]),
+        (trl.GRPOTrainer, "get_batch_samples", ["epoch_iterator", "num_batches", "device"]),
+        (trl.GRPOTrainer, "_prepare_inputs", ["generation_batch"]),
+        (trl.GRPOTrainer, "_get_grad_norm", ["model", "grad_norm"]),
         (trl.SFTTrainer, "get_batch_samples", ["epoch_iterator", "num_batches", "device"]),
         (trl.SFTTrainer, "compute_loss", ["model", "inputs", "return_outputs", "num_items_in_batch"]),
     ],

@@ -25,8 +25,8 @@ from tutelage.objectives import Sum, TokenAverage, objective
 from tutelage.objectives.divergence import token_divergence
 from tutelage.teachers import teacher
 from tutelage.teachers.contract import Facts
-from tutelage.trainers._sources import choose_source
-from tutelage.trainers.trl import Sources, complete_checkpoints, with_curriculum
+from tutelage.trainers._gkd import choose_source
+from tutelage.trainers.trl import GKDRule, complete_checkpoints, with_curriculum
 
 SFT, GRPO = with_curriculum(trl.SFTTrainer), with_curriculum(trl.GRPOTrainer)
 
@@ -46,7 +46,7 @@ def rows(size: int = 24) -> Dataset:
 
 
 def sft(path: Path, loss: Any, *, given: Any = None, curriculum: Any = None, **options: Any) -> Any:
-    ours = {k: options.pop(k) for k in ("eval_dataset", "peft_config", "sources") if k in options}
+    ours = {k: options.pop(k) for k in ("eval_dataset", "peft_config", "data_rule") if k in options}
     return SFT(
         options.pop("model", None) or tiny.model(), args=tiny.sft_config(path, **options), train_dataset=rows(), objective=loss,
         processing_class=tiny.tokenizer(), teacher=given, curriculum=curriculum and tt.curriculum(curriculum, tt.TaskPool(arm=[0] * 24)),
@@ -302,9 +302,9 @@ def windows(made: Any) -> list[list[dict[str, torch.Tensor]]]:
 
 
 def test_the_students_own_answers_to_the_datas_prompts(tmp_path: Path) -> None:
-    rule = Sources(lmbda=1.0, max_new_tokens=5, temperature=1.0)
+    rule = GKDRule(lmbda=1.0, max_new_tokens=5, temperature=1.0)
     options = {"train_sampling_strategy": "sequential", "gradient_accumulation_steps": 2, "learning_rate": 0.0, "max_steps": 2}
-    made = sft(tmp_path, objective("gkd"), given=big(), sources=rule, **options)
+    made = sft(tmp_path, objective("gkd"), given=big(), data_rule=rule, **options)
     seen = windows(made)
     assert len(seen) == 2
     before = torch.get_rng_state()
@@ -327,13 +327,13 @@ def test_the_students_own_answers_to_the_datas_prompts(tmp_path: Path) -> None:
             number += 1
     assert number == 16
     assert len(distinct) > 12
-    assert set(logged(made, "sources/student")) == {1.0}
+    assert set(logged(made, "gkd/student")) == {1.0}
 
 
 def test_teachers_answers_are_the_teachers(tmp_path: Path) -> None:
-    rule = Sources(lmbda=0.0, seq_kd=True, max_new_tokens=4, temperature=0.01)
+    rule = GKDRule(lmbda=0.0, seq_kd=True, max_new_tokens=4, temperature=0.01)
     said = big()
-    seen = windows(sft(tmp_path, objective("gkd"), given=said, sources=rule, max_steps=1))
+    seen = windows(sft(tmp_path, objective("gkd"), given=said, data_rule=rule, max_steps=1))
     batch = seen[0][0]
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         start, length = int((labels != -100).long().argmax()), int((labels != -100).sum())
@@ -342,35 +342,35 @@ def test_teachers_answers_are_the_teachers(tmp_path: Path) -> None:
         assert ids[start : start + length].tolist() == best[start - 1 : start + length - 1].tolist()
 
 
-def test_sources_mix_and_resume_exactly(tmp_path: Path) -> None:
-    rule = Sources(lmbda=0.5, max_new_tokens=4)
-    options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8, "curriculum": "uniform", "given": big(), "sources": rule}
+def test_mixed_sources_resume_exactly(tmp_path: Path) -> None:
+    rule = GKDRule(lmbda=0.5, max_new_tokens=4)
+    options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8, "curriculum": "uniform", "given": big(), "data_rule": rule}
     unbroken = sft(tmp_path / "a", objective("gkd"), **options)
     unbroken.train()
-    assert 0 < np.mean(logged(unbroken, "sources/student")) < 1
+    assert 0 < np.mean(logged(unbroken, "gkd/student")) < 1
     resumed = sft(tmp_path / "b", objective("gkd"), **options)
     resumed.train(resume_from_checkpoint=str(complete_checkpoints(tmp_path / "a")[0]))
     np.testing.assert_array_equal(tiny.weights(resumed.model), tiny.weights(unbroken.model))
-    assert logged(resumed, "sources/student") == logged(unbroken, "sources/student")
+    assert logged(resumed, "gkd/student") == logged(unbroken, "gkd/student")
 
 
-def _two_sources(path: Path) -> Any:
-    made = sft(path, objective("gkd"), given=big(), sources=Sources(lmbda=0.5, max_new_tokens=4), max_steps=6)
-    return [trained(made), logged(made, "sources/student")]
+def _two_writers(path: Path) -> Any:
+    made = sft(path, objective("gkd"), given=big(), data_rule=GKDRule(lmbda=0.5, max_new_tokens=4), max_steps=6)
+    return [trained(made), logged(made, "gkd/student")]
 
 
 def test_two_processes_draw_one_source(tmp_path: Path) -> None:
-    first, second = raised(two_ranks(_two_sources, tmp_path))
+    first, second = raised(two_ranks(_two_writers, tmp_path))
     np.testing.assert_array_equal(first[0], second[0])
     assert 0 < np.mean(first[1]) < 1
 
 
-def test_sources_that_cannot_be(tmp_path: Path) -> None:
+def test_rules_that_cannot_be(tmp_path: Path) -> None:
     for bad in ({"lmbda": 1.1}, {"temperature": 0.0}, {"max_new_tokens": 0}):
-        with pytest.raises(TutelageError, match="Sources takes lmbda from 0 to 1"):
-            Sources(**bad)
+        with pytest.raises(TutelageError, match="GKDRule takes lmbda from 0 to 1"):
+            GKDRule(**bad)
     with pytest.raises(TutelageError, match="only a teacher that scores any text"):
-        sft(tmp_path, objective("nll"), sources=Sources())
+        sft(tmp_path, objective("nll"), data_rule=GKDRule())
 
 
 # --- nothing without a check

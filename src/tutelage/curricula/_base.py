@@ -27,7 +27,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Wants:
-    """A request to measure rows now, before the next proposal: which rows, how many attempts each, and which signals."""
+    """A request to measure rows now, before the next proposal: which rows, how many attempts each (0: signals only), and which signals."""
 
     rows_N: NDArray[np.int64]
     attempts: int = 1
@@ -44,7 +44,7 @@ class Curriculum:
     """
 
     name: ClassVar[str] = ""
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()  # an instance may set its own
     memory: ClassVar[tuple[str, ...]] = ()
     by_arm: ClassVar[tuple[str, ...]] = ()
 
@@ -71,6 +71,11 @@ class Curriculum:
     def wants(self) -> Wants | None:
         """What to measure before the next proposal; None (the default) for nothing."""
         return None
+
+    @classmethod
+    def probes_per_draw(cls, **parameters: Any) -> float:
+        """Attempts that `wants` costs for each task taught, as near as the hyperparameters tell; comparisons budget with it."""
+        return 0.0
 
     def propose(self, n: int) -> NDArray[Any]:
         """Exactly `n` rows of the pool, int64."""

@@ -35,15 +35,15 @@ def plan_apply(base: WeightStore, vectors: list[TaskVector], *, only: list[str] 
     """What `apply` will do. Raises where a vector is of another base, as far as headers tell, or a pattern matches nothing."""
     for vector in vectors:
         vector.check_names(base)
-    names = [name for name in base.names if any(name in v.delta.tensors for v in vectors)]
+    names = [name for name in base.names if any(name in v.stored.tensors for v in vectors)]
     touched = match(only, names) if only is not None else names
     for name in touched:
         require_editable(base.tensors[name])
     aside = {name: "not among the chosen patterns" for name in names if name not in set(touched)}
-    read = sum(v.delta.tensors[n].nbytes for v in vectors for n in touched if n in v.delta.tensors)
+    read = sum(v.stored.tensors[n].nbytes for v in vectors for n in touched if n in v.stored.tensors)
     return Plan(
         touched, len(base.tensors) - len(touched), base.nbytes + read, base.nbytes,
-        peak_memory(base.tensors.values(), 1 + len(vectors), whole=False), aside | base.others()[1],
+        peak_memory(base.tensors.values(), 1 + len(vectors), whole=any(v.WHOLE for v in vectors)), aside | base.others()[1],
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def apply(
 
 def sum_of(vectors: list[TaskVector], name: str, elements: int) -> Iterator[Array]:
     """The chunks of Σ_v τ_v of one tensor, over the vectors that have it."""
-    sources = [v.delta.numbers(name, elements) for v in vectors if name in v.delta.tensors]
+    sources = [v.numbers(name, elements) for v in vectors if name in v.stored.tensors]
     for parts in zip(*sources, strict=True):
         total = parts[0]
         for part in parts[1:]:
@@ -131,7 +131,7 @@ class _Apply:
             before.update(stored.data)
             numbers = decode(stored, info.dtype)
             require_finite(numbers, info.name, info.file)
-            step = step_of(delta, self.scale, info)
+            step = step_of(delta, self.scale, info.dtype)
             result = encode(numbers + step, info.dtype)
             reached = decode(result, info.dtype)
             require_finite(reached, info.name, f"the result (it does not fit {info.dtype})")
@@ -149,8 +149,9 @@ class _Apply:
         raise wrong_base(vector.path, self.base.path, [n for n, h in self.before.items() if vector.base.get(n) != h])
 
 
-def step_of(delta: Array, scale: float, info: TensorInfo) -> Array:
-    return np.multiply(delta, scale, dtype=np.float64 if info.dtype == "F64" else np.float32)
+def step_of(delta: Array, scale: float, dtype: str) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is refused by name, once it is added
+        return np.multiply(delta, scale, dtype=np.float64 if dtype == "F64" else np.float32)
 
 
 def planes(guess: Array, truth: Array) -> Array:

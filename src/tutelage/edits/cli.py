@@ -10,18 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Change a checkpoint's weights: compare, merge, add and take off task vectors, verify.")
+app = typer.Typer(no_args_is_help=True, help="Change a checkpoint's weights: compare, merge, pack, add and take off task vectors, verify.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 OutDir = Annotated[Path, typer.Option("-o", "--out", help="A directory that does not exist yet.")]
-Vectors = Annotated[list[Path], typer.Argument(help="Task vectors, as written by diff.")]
+Vectors = Annotated[list[Path], typer.Argument(help="Task vectors, as written by diff, or packs, as written by pack.")]
 
 
 @app.command()
 def diff(
     base: Annotated[Path, typer.Argument(help="The checkpoint before.")],
-    tuned: Annotated[Path, typer.Argument(help="The checkpoint after.")],
+    tuned: Annotated[Path, typer.Argument(help="The checkpoint after, or a pack made from the base.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the task vector to this .safetensors file.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Number format of the vector: float32, bfloat16, float16, float64.")] = "float32",
     as_json: Json = False,
@@ -35,6 +35,9 @@ def diff(
     from tutelage.errors import unknown
 
     before, after = WeightStore(base), WeightStore(tuned)
+    if _is_pack(after):
+        _diff_pack(before, tuned, out, as_json)
+        return
     if dry_run:
         compare_shapes(before, after)
         if dtype not in NAMES:
@@ -43,17 +46,17 @@ def diff(
         most = sum(info.numel for info in floats) * storage(NAMES[dtype]).itemsize if out else 0
         skipped = {name: f"{copy} is stored once" for name, copy in before.tied.items()}
         plan = Plan([i.name for i in floats], 0, before.nbytes + after.nbytes, most, peak_memory(floats, 2, whole=False), skipped)
-        _print_plan(plan, as_json)
+        print_plan(plan, as_json)
         return
     with _progress("diff", sum(before.tensors[n].nbytes + after.tensors[n].nbytes for n in before.names), quiet=as_json) as tell:
         changes = compare(before, after, out, dtype=dtype, tell=tell)
     changed = [c for c in changes if c.changed]
     if as_json:
-        _print({"base": str(base), "tuned": str(tuned), "vector": str(out) if out else None, "tensors": [c.as_dict() for c in changes]})
+        print_json({"base": str(base), "tuned": str(tuned), "vector": str(out) if out else None, "tensors": [c.as_dict() for c in changes]})
         return
     rows = [[c.name, f"{c.share:.1%}", f"{c.relative:.2e}", f"{c.largest:.2e}"] for c in changed]
     if rows:
-        _table(["tensor", "elements changed", "relative norm", "largest"], rows)
+        show_table(["tensor", "elements changed", "relative norm", "largest"], rows)
     typer.echo(f"{len(changed)} of {len(changes)} tensors differ" + (f"; {out}, {_size(out.stat().st_size)}" if out else ""))
 
 
@@ -72,11 +75,62 @@ def merge(
     job = Merge(read_recipe(recipe), seed=seed)
     plan = job.plan()
     if dry_run:
-        _print_plan(plan, as_json)
+        print_plan(plan, as_json)
         return
     with _progress("merge", plan.bytes_in, quiet=as_json) as tell:
         record = job.run(out, tell=tell)
     _done(out, record, as_json)
+
+
+@app.command()
+def pack(
+    base: Annotated[Path, typer.Argument(help="The checkpoint before.")],
+    tuned: Annotated[Path, typer.Argument(help="The checkpoint after.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The pack, a .safetensors file that does not exist yet.")],
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="The file's share of the difference's bytes.", show_default="0.125 without a recipe")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="YAML: which tensor gets which operator; or graftllm, best.", show_default="graftllm")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", help="Statistics of the layers' inputs (.safetensors), for GPTQ.", show_default="none")
+    ] = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Compress what changed between two checkpoints into a SkillPack that apply takes; killed, the same command goes on."""
+    from tutelage.edits.packs.build import pack as make
+    from tutelage.edits.packs.build import plan_pack
+    from tutelage.edits.packs.rules import read_rules
+    from tutelage.edits.packs.second_moments import SecondMoments
+    from tutelage.edits.store import WeightStore
+
+    before, after = WeightStore(base), WeightStore(tuned)
+    rules = read_rules(recipe, budget=0.125 if budget is None and recipe is None else budget)
+    statistics = SecondMoments(calibration) if calibration else None
+    plan, operators = plan_pack(before, after, rules, statistics)
+    if dry_run:
+        if as_json:
+            print_json(plan.as_dict() | {"operators": operators, "budget": rules.budget, "recipe": rules.as_list()})
+        else:
+            print_plan(plan, as_json, notes=operators)
+        return
+    with _progress("pack", plan.bytes_in, quiet=as_json) as tell:
+        made = make(before, after, out, rules=rules, calibration=statistics, tell=tell)
+    if as_json:
+        print_json(made | {"out": str(out)})
+        return
+    show_table(
+        ["tensor", "operator", "bytes", "error"],
+        [[t["name"], t["operator"], str(t["bytes"]), f"{t['error']:.2%}"] for t in made["tensors"]],
+    )
+    for name, why in made["left_out"].items():
+        typer.echo(f"left out: {name} ({why})")
+    typer.echo(
+        f"{out}: {_size(made['file_bytes'])}, {made['share']:.4f} of the difference's {_size(made['delta_bytes'])}; "
+        f"relative error {made['error']:.2%}"
+    )
 
 
 @app.command()
@@ -90,16 +144,16 @@ def apply(
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Add task vectors to their base; `remove` takes them off again, to the bit."""
+    """Add task vectors or packs to their base; `remove` takes them off again, to the bit."""
     from tutelage.edits.apply import SIDECAR, plan_apply
     from tutelage.edits.apply import apply as add
+    from tutelage.edits.packs.pack import open_vector
     from tutelage.edits.store import WeightStore
-    from tutelage.edits.task_vector import TaskVector
 
-    store, opened = WeightStore(base), [TaskVector(path) for path in vectors]
+    store, opened = WeightStore(base), [open_vector(path) for path in vectors]
     plan = plan_apply(store, opened, only=only)
     if dry_run:
-        _print_plan(plan, as_json)
+        print_plan(plan, as_json)
         return
     with _progress("apply", store.nbytes, quiet=as_json) as tell:
         record = add(store, opened, out, scale=scale, only=only, undo=undo, tell=tell)
@@ -110,37 +164,43 @@ def apply(
 
 @app.command()
 def remove(
-    edited: Annotated[Path, typer.Argument(help="A checkpoint that apply wrote.")],
-    vectors: Vectors,
+    edited: Annotated[Path, typer.Argument(help="A checkpoint that apply, prune or unlearn wrote.")],
     out: OutDir,
+    vectors: Annotated[list[Path] | None, typer.Argument(help="What apply added.", show_default="nothing")] = None,
     base: Annotated[Path | None, typer.Option("--base", help="Where the base lies now, if it was moved.")] = None,
     as_json: Json = False,
 ) -> None:
     """Get back the base that a checkpoint was made from, equal in every bit."""
+    from tutelage.edits.packs.pack import open_vector
     from tutelage.edits.remove import remove as take_off
     from tutelage.edits.store import WeightStore
-    from tutelage.edits.task_vector import TaskVector
 
-    store, opened = WeightStore(edited), [TaskVector(path) for path in vectors]
+    store, opened = WeightStore(edited), [open_vector(path) for path in vectors or []]
     with _progress("remove", store.nbytes, quiet=as_json) as tell:
         result = take_off(store, opened, out, base=base, tell=tell)
     if as_json:
-        _print(result | {"out": str(out)})
+        print_json(result | {"out": str(out)})
     else:
         typer.echo(f"{out}: {result['tensors']} tensors, equal to the base in every bit (from the {result['source']}, {result['path']})")
 
 
 @app.command()
-def verify(path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint.")], as_json: Json = False) -> None:
-    """Is a checkpoint whole: files, index, finite numbers, and the bits that an edit recorded. Exit status 2 if not."""
+def verify(path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint, or a pack.")], as_json: Json = False) -> None:
+    """Is a checkpoint or a pack whole: files, index, finite numbers, and the bits that an edit recorded. Exit status 2 if not."""
     from tutelage.edits.store import WeightStore
     from tutelage.edits.verify import verify as check
+    from tutelage.edits.verify import verify_pack
 
     store = WeightStore(path)
     with _progress("verify", store.nbytes, quiet=as_json) as tell:
-        result = check(store, tell=tell)
+        if _is_pack(store):
+            from tutelage.edits.packs.pack import SkillPack
+
+            result = verify_pack(SkillPack(path), tell=tell)
+        else:
+            result = check(store, tell=tell)
     if as_json:
-        _print(result)
+        print_json(result)
     else:
         for problem in result["problems"]:
             typer.echo(problem)
@@ -165,19 +225,47 @@ def _progress(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[int]
 
 def _done(out: Path, record: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print(record | {"out": str(out)})
+        print_json(record | {"out": str(out)})
         return
     sidecar = f"; undo.zip, {_size(record['sidecar_bytes'])}" if "sidecar_bytes" in record else ""
     typer.echo(f"{out}: {len(record['tensors'])} tensors{sidecar}")
 
 
-def _print_plan(plan: Any, as_json: bool) -> None:
+def _is_pack(store: Any) -> bool:
+    from tutelage.edits.packs.pack import FORMAT
+
+    return any(header.metadata.get("format") == FORMAT for header in store.headers.values())
+
+
+def _diff_pack(base: Any, path: Path, out: Path | None, as_json: bool) -> None:
+    """What a pack changes in its base."""
+    from tutelage.edits.packs.pack import SkillPack
+    from tutelage.errors import TutelageError
+
+    if out is not None:
+        raise TutelageError(f"{path} is a pack already; -o writes a task vector of two checkpoints. Unpack it first, with: edit apply")
+    pack = SkillPack(path)
+    pack.check_base(base)
+    tensors = [
+        {"name": n, "operator": pack.manifest[n]["operator"], "bytes": pack.stored.tensors[n].nbytes, "error": pack.error(n)}
+        for n in pack.names
+    ]
     if as_json:
-        _print(plan.as_dict())
+        print_json({"base": str(base.path), "pack": str(path), "recipe": pack.recipe, "sizes": pack.sizes, "tensors": tensors})
+        return
+    show_table(
+        ["tensor", "operator", "bytes", "error"], [[t["name"], t["operator"], str(t["bytes"]), f"{t['error']:.2%}"] for t in tensors]
+    )
+    typer.echo(f"{len(tensors)} of {len(base.names)} tensors change; {path}, {_size(pack.file_bytes)}")
+
+
+def print_plan(plan: Any, as_json: bool, notes: dict[str, str] | None = None) -> None:
+    if as_json:
+        print_json(plan.as_dict())
         return
     typer.echo(f"tensors calculated  {len(plan.touched)}")
     for name in plan.touched:
-        typer.echo(f"  {name}")
+        typer.echo(f"  {name}" + (f"  {notes[name]}" if notes else ""))
     typer.echo(f"tensors copied      {plan.copied}\nbytes read          {_size(plan.bytes_in)}")
     typer.echo(f"bytes written       {_size(plan.bytes_out)}")
     typer.echo(f"peak memory, about  {_size(plan.peak_memory)}")
@@ -185,7 +273,7 @@ def _print_plan(plan: Any, as_json: bool) -> None:
         typer.echo(f"skipped             {name}: {why}")
 
 
-def _table(head: list[str], rows: list[list[str]]) -> None:
+def show_table(head: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         typer.echo("  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]))
@@ -200,5 +288,5 @@ def _size(count: int) -> str:
     return f"{size:.2f} TB"
 
 
-def _print(value: Any) -> None:
+def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))

@@ -115,7 +115,7 @@ class _Rebuilt(_Checked):
                     yield corrected(stored, corrections.read(stored.nbytes))
                 return
             for stored, delta in zip(self.store.chunks(info.name, chunk), sum_of(self.vectors, source, chunk), strict=True):
-                guess = encode(decode(stored, info.dtype) - step_of(delta, self.record["scale"], info), info.dtype)
+                guess = encode(decode(stored, info.dtype) - step_of(delta, self.record["scale"], info.dtype), info.dtype)
                 yield corrected(guess, corrections.read(guess.nbytes))
 
     def _source(self, name: str) -> str:

@@ -1,4 +1,5 @@
-"""Checkpoints on disk, read and written chunk by chunk: a Hugging Face directory (one file or shards with an index) or a bare file.
+"""Checkpoints on disk, read and written chunk by chunk: a Hugging Face directory (one file, shards with an index, or a PEFT adapter) or a
+bare file.
 
 Nothing is ever unpickled, and no torch is needed. A copy is written file by file in the layout of its template, headers included, so that a
 checkpoint whose tensors are unchanged has files equal to the byte.
@@ -62,8 +63,8 @@ class WeightStore:
             if self.path.suffix != ".safetensors":
                 raise TutelageError(f"{self.path} is not a .safetensors file. Pickled weights are not read; convert them first.")
             return [self.path]
-        if (self.folder / "adapter_config.json").exists():
-            raise TutelageError(f"{self.path} is a PEFT adapter, not a checkpoint. Merge it into its base first (merge_and_unload).")
+        if (self.folder / "adapter_config.json").exists():  # PEFT writes an adapter's tensors into one file
+            return [self._adapter()]
         whole = self.folder / "model.safetensors"
         if whole.exists():  # as transformers does, a whole file comes before shards
             return [whole]
@@ -78,6 +79,14 @@ class WeightStore:
         pickled = any(next(self.folder.glob(f"*{end}"), None) for end in (".bin", ".pt", ".pth"))
         why = "only pickled weights, which are not read; load and save the model once with transformers" if pickled else "no weights"
         raise TutelageError(f"{self.path} has {why}. Expected model.safetensors, or shards with {_INDEX}.")
+
+    def _adapter(self) -> Path:
+        path = self.path / "adapter_model.safetensors"
+        if not path.exists():
+            raise TutelageError(
+                f"{self.path} is a PEFT adapter without {path.name}. Pickled weights are not read: load and save it once with peft."
+            )
+        return path
 
     def _read_index(self) -> dict[str, str] | None:
         path = self.path / _INDEX

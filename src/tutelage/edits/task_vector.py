@@ -31,30 +31,45 @@ Tell = Callable[[int], None]
 
 
 class TaskVector:
-    """A task vector on disk. `base` maps each tensor of the base to its fingerprint; `delta` is the store of the differences."""
+    """A task vector on disk. `base` maps each tensor of the base to its fingerprint; `stored` is the store of the file's own tensors."""
+
+    FORMAT, VERSION = FORMAT, VERSION
+    KIND, MAKE = "a task vector", "tutelage edit diff BASE TUNED -o"
+    WHOLE = False  # whether reading a part of a tensor needs all of it in memory
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.delta = WeightStore(self.path)
-        metadata = self.delta.headers[self.path].metadata if self.path in self.delta.headers else {}
-        if metadata.get("format") != FORMAT:
-            raise TutelageError(f"{path} is not a task vector. Make one with: tutelage edit diff BASE TUNED -o {self.path.name}")
-        if int(metadata["version"]) > VERSION:
+        self.stored = WeightStore(self.path)
+        metadata = self.stored.headers[self.path].metadata if self.path in self.stored.headers else {}
+        if metadata.get("format") != self.FORMAT:
+            raise TutelageError(f"{path} is not {self.KIND}. Make one with: {self.MAKE} {self.path.name}")
+        if int(metadata["version"]) > self.VERSION:
             raise TutelageError(
-                f"{path} is a task vector of format {metadata['version']}, and this version reads up to {VERSION}. Update tutelage."
+                f"{path} is {self.KIND} of format {metadata['version']}, and this version reads up to {self.VERSION}. Update tutelage."
             )
         self.base: dict[str, str] = json.loads(metadata["base"])
         self.content = metadata["content"]
+        self._open(metadata)
+
+    def _open(self, metadata: dict[str, str]) -> None:
+        """Read what only a subclass keeps."""
 
     @property
     def names(self) -> list[str]:
         """The tensors that differ from the base."""
-        return list(self.delta.tensors)
+        return list(self.stored.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.stored.tensors[name].shape
+
+    def numbers(self, name: str, elements: int | None) -> Iterator[Array]:
+        """The difference of one tensor, flat, `elements` at a time."""
+        return self.stored.numbers(name, elements)
 
     def check_names(self, base: WeightStore) -> None:
         """Refuse, from the headers alone, a base that holds other tensors or shapes."""
         missing, extra = sorted(self.base.keys() - set(base.names)), sorted(set(base.names) - self.base.keys())
-        shapes = [n for n, i in self.delta.tensors.items() if n in base.tensors and base.tensors[n].shape != i.shape]
+        shapes = [n for n in self.names if n in base.tensors and base.tensors[n].shape != self.shape(n)]
         if missing or extra or shapes:
             raise wrong_base(self.path, base.path, missing + extra + shapes)
 
@@ -129,7 +144,7 @@ def _compare(base: WeightStore, tuned: WeightStore, name: str, writer: _Writer |
         if info.dtype == other.dtype and np.array_equal(stored.view(np.uint8), pair.view(np.uint8)):
             delta = None  # kept narrow: the zeros are written only if another chunk differs
         else:
-            delta, size = _subtract(base, tuned, name, stored, pair)
+            delta, size = subtract(base, tuned, name, stored, pair)
             change.changed = change.changed or bool((delta != 0).any())
             change.norm += float(np.vdot(delta, delta))
             change.largest = max(change.largest, float(np.abs(delta).max(initial=0)))
@@ -151,7 +166,8 @@ def _compare(base: WeightStore, tuned: WeightStore, name: str, writer: _Writer |
     return change
 
 
-def _subtract(base: WeightStore, tuned: WeightStore, name: str, stored: Array, pair: Array) -> tuple[Array, float]:
+def subtract(base: WeightStore, tuned: WeightStore, name: str, stored: Array, pair: Array) -> tuple[Array, float]:
+    """The difference of two chunks of stored bits, checked to be finite, and the squared norm of the first."""
     info, other = base.tensors[name], tuned.tensors[name]
     for one in (info, other):
         require_editable(one)

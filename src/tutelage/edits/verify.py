@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? Its files, its index, its numbers, and the fingerprints an edit recorded."""
+"""Is a checkpoint, or a pack, whole? Its files, its index, its numbers, and the fingerprints an edit recorded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 
 from tutelage.edits._dtypes import FLOATS, decode
 from tutelage.edits.apply import RECORD, read_record
+from tutelage.edits.packs.pack import SkillPack
 from tutelage.edits.store import WeightStore, fingerprint
 from tutelage.edits.task_vector import Tell
+from tutelage.errors import TutelageError
 
 
 def verify(store: WeightStore, *, tell: Tell | None = None) -> dict[str, Any]:
@@ -40,4 +42,20 @@ def verify(store: WeightStore, *, tell: Tell | None = None) -> dict[str, Any]:
     return {
         "path": str(store.path), "tensors": len(store.tensors), "bytes": store.nbytes, "tied": store.tied, "recorded": bool(recorded),
         "problems": problems,
+    }  # fmt: skip
+
+
+def verify_pack(pack: SkillPack, *, tell: Tell | None = None) -> dict[str, Any]:
+    """Read a pack whole and decode every tensor; returns what `verify` does. Problems: altered bytes, tensors that do not decode."""
+    problems = [] if pack.measured_content() == pack.content else [f"{pack.path}: not the bytes that were packed"]
+    for name in pack.names:
+        try:
+            if not np.isfinite(pack.decode(name)).all():
+                problems.append(f"{name}: decodes to NaN or infinite values")
+        except TutelageError as error:
+            problems.append(f"{name}: {error}")
+        if tell:
+            tell(pack.stored.tensors[name].nbytes)
+    return {
+        "path": str(pack.path), "tensors": len(pack.names), "bytes": pack.file_bytes, "tied": {}, "recorded": True, "problems": problems,
     }  # fmt: skip

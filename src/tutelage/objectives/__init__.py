@@ -9,7 +9,8 @@
 
 `contract.py` says what a batch and an objective are, `policy_gradient.py` lists the six switches of the GRPO family, `presets.py` the
 methods and which library version they were compared with, `distillation.py` the losses that read a teacher, `pairwise.py` those of
-preference pairs (DPO, SPIN, TPAW). Needs torch (`pip install 'tutelage[lm]'`).
+preference pairs (DPO, SPIN, TPAW), `compose.py` sums of objectives, over one batch or several sources, and `controllers.py` what sets
+their weights from step to step (SASR, `sasr.py`). Needs torch (`pip install 'tutelage[lm]'`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ except ModuleNotFoundError as error:
 
 from tutelage.objectives.advantages import group_advantages, keep_groups, overlong_penalty, token_returns, whiten
 from tutelage.objectives.aggregation import group_tokens, token_weights
-from tutelage.objectives.compose import Sum, TokenAverage
+from tutelage.objectives.compose import On, Sum, TokenAverage
 from tutelage.objectives.contract import Objective, check_batch, denominators_of, requires
+from tutelage.objectives.controllers import CONTROLLERS, Controller, controller
 from tutelage.objectives.distillation import Distillation
 from tutelage.objectives.divergence import divergence_between, token_divergence, top_k_events
 from tutelage.objectives.kl import kl_estimate
@@ -33,14 +35,18 @@ from tutelage.objectives.policy_gradient import PolicyGradient, log_ratio, surro
 from tutelage.objectives.presets import PRESETS, objective
 
 __all__ = [
+    "CONTROLLERS",
     "PRESETS",
+    "Controller",
     "Distillation",
     "Objective",
+    "On",
     "Pairwise",
     "PolicyGradient",
     "Sum",
     "TokenAverage",
     "check_batch",
+    "controller",
     "denominators_of",
     "divergence_between",
     "group_advantages",

@@ -1,4 +1,9 @@
-"""Objectives made of objectives, and the plain averages that go beside a policy gradient: entropy bonus, log-likelihood."""
+"""Objectives made of objectives, and the plain averages that go beside a policy gradient: entropy bonus, log-likelihood.
+
+A `Sum` may hold parts that read other rows than the rest. Such a part is an `On(source, objective)`: the batch has the source's columns
+under the source's name, `demonstrations/logp_BT` beside `logp_BT`, with a B and a T of their own, and what the part divides by is counted
+over them alone.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from torch import Tensor
 from tutelage.errors import TutelageError, unknown
 from tutelage.objectives.aggregation import Aggregation, token_weights
 from tutelage.objectives.contract import Batch, Objective, Stats, check_batch, denominators_of
+from tutelage.objectives.controllers import Controller
 
 
 class Sum:
@@ -25,9 +31,10 @@ class Sum:
 
     Args:
         parts: name → (objective, weight). Names hold no "/" and are not "weights".
+        controller: gives factors for these weights from step to step. The trainer asks it; a call of the sum itself does not.
     """
 
-    def __init__(self, parts: Mapping[str, tuple[Objective, float]]) -> None:
+    def __init__(self, parts: Mapping[str, tuple[Objective, float]], *, controller: Controller | None = None) -> None:
         if not parts:
             raise TutelageError('Sum got no objectives; give at least one, e.g. Sum({"policy": (objective("grpo"), 1.0)}).')
         for name in parts:
@@ -36,9 +43,17 @@ class Sum:
                     f"{name!r} cannot name a part of a Sum: names hold no '/' and are not 'weights', 'denominators' or 'batch'."
                 )
         self.parts = dict(parts)
+        self.controller = controller
 
     def __repr__(self) -> str:
-        return f"Sum({self.parts!r})"
+        return f"Sum({self.parts!r}{f', controller={self.controller!r}' if self.controller is not None else ''})"
+
+    def only(self, weights: Mapping[str, float]) -> Sum:
+        """The sum of the parts named, with these weights; it reads nothing of the others. Denominators and stats keep their names."""
+        for name in weights:
+            if name not in self.parts:
+                raise unknown("part of the sum", name, self.parts)
+        return Sum({name: (part, float(weights[name])) for name, (part, _) in self.parts.items() if name in weights})
 
     @property
     def requires(self) -> frozenset[str]:
@@ -71,6 +86,47 @@ class Sum:
             losses.append((weights or {}).get(name, weight) * loss)
             stats |= {f"{name}/loss": loss.detach()} | {f"{name}/{key}": value for key, value in part_stats.items()}
         return torch.stack(losses).sum(), stats
+
+
+@dataclasses.dataclass(frozen=True)
+class On:
+    """An objective over the rows of another source: it reads `<source>/<column>`, and its denominators are counted there.
+
+        objective = Sum({"policy": (grpo, 1.0), "imitate": (On("demonstrations", nll), 0.1)})
+
+    Args:
+        source: the name that the source's columns carry; without "/".
+        objective: what is computed on them.
+    """
+
+    source: str
+    objective: Objective
+
+    def __post_init__(self) -> None:
+        if not self.source or "/" in self.source:
+            raise TutelageError(
+                f"{self.source!r} cannot name a source: a name is not empty and holds no '/'. An example: 'demonstrations'."
+            )
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset(f"{self.source}/{key}" for key in self.objective.requires)
+
+    def denominators_of(self, batch: Batch, *, max_length: int | None = None) -> dict[str, Tensor]:
+        own = self._own(batch)
+        if not own:
+            found = ", ".join(sorted(batch)) or "no columns"
+            raise TutelageError(
+                f"No column of the source {self.source!r} came in to be counted ({self.source}/mask_BT); the batch has {found}."
+            )
+        return self.objective.denominators_of(own, max_length=max_length)
+
+    def __call__(self, batch: Batch, *, denominators: Mapping[str, Tensor], **hyper: Any) -> tuple[Tensor, Stats]:
+        check_batch(self.requires, batch)
+        return self.objective(self._own(batch), denominators=denominators, **hyper)
+
+    def _own(self, batch: Batch) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{self.source}/"): x for key, x in batch.items() if key.startswith(f"{self.source}/")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,10 @@ from tutelage.errors import TutelageError
 from tutelage.files import atomic_write
 from tutelage.registry import curricula
 from tutelage.study import engines
-from tutelage.study.config import Arm, BudgetKind, Run
-from tutelage.study.evaluate import HeldOut, evaluate, held_out
+from tutelage.study.config import Arm, BudgetKind, Reward, Run
+from tutelage.study.evaluate import HeldOut, Measured, evaluate, held_out
 from tutelage.study.schema import without_nan
+from tutelage.tasks.rewards import FormatIndependent, Shaping, VerifierReward, correct_only
 
 HEAT_COLUMNS = 60
 """Lessons are binned into at most so many columns of the record of what was taught."""
@@ -59,7 +60,7 @@ class Bench:
         columns: dict[str, Any] = {str(name): column for name, column in run.columns.items()}
         self.tasks = load_tasks(run.tasks, verifier=run.verifier, tasks_per_arm=run.tasks_per_arm, **columns)
         self._datasets: dict[str, Any] = {}
-        self._start: list[float] | None = None
+        self._start: Measured | None = None
 
     @property
     def arm_names(self) -> list[str]:
@@ -76,30 +77,29 @@ class Bench:
 
     def held_out(self, tokenizer: Any, config: Any) -> HeldOut:
         length = getattr(config, "max_completion_length", None) or 64
-        return held_out(self.tasks.heldout, self.tasks.verifier, tokenizer, self.run.evaluation, length)
+        return held_out(self.tasks.heldout, self.tasks.verifier, tokenizer, self.run, length)
 
-    def start(self, model: Any, tokenizer: Any, tasks: HeldOut) -> list[float]:
-        """Accuracy before training: the same for all cells, measured once per process."""
+    def start(self, model: Any, tokenizer: Any, tasks: HeldOut) -> Measured:
+        """Accuracy and diagnostics before training: the same for all cells, measured once per process."""
         if self._start is None:
             self._start = evaluate(model, tokenizer, tasks)
         return self._start
 
     def dataset(self, engine: str, tokenizer: Any) -> Any:
-        """The training tasks as the engine wants them; row i of the pool is row i of the data set."""
+        """The training tasks as the engine wants them, "grpo" or "sft"; row i of the pool is row i of the data set."""
         if engine not in self._datasets:
             from tutelage.tasks.tables import to_dataset, with_answers
 
-            dataset = to_dataset(self.tasks.train, tokenizer)
-            self._datasets[engine] = with_answers(dataset) if engine == "sft" else dataset
+            dataset = to_dataset(self.tasks.train, tokenizer if self.run.chat else None, template=self.run.template)
+            self._datasets[engine] = with_answers(dataset, self.run.imitate) if engine == "sft" else dataset
         return self._datasets[engine]
 
 
 def build_trainer(bench: Bench, job: Job, model: Any, tokenizer: Any, config: Any, *, lesson_callbacks: tuple = ()) -> Any:
-    """TRL's trainer with this arm's curriculum, reward and objective."""
+    """TRL's trainer with this arm's curriculum, reward, teacher and objective."""
     import trl
 
-    from tutelage.registry import objectives
-    from tutelage.tasks.rewards import VerifierReward
+    from tutelage.registry import objectives, teachers
     from tutelage.trainers.trl import with_curriculum
 
     run, arm, engine = bench.run, job.arm, engines.engine_of(bench.run, job.arm)
@@ -107,24 +107,38 @@ def build_trainer(bench: Bench, job: Job, model: Any, tokenizer: Any, config: An
     parameters = dict(arm.parameters)
     if "steps" in inspect.signature(part.target).parameters:
         parameters.setdefault("steps", run.steps)
+    if "draws" in inspect.signature(part.target).parameters:
+        parameters.setdefault("draws", engines.draws_of(run, arm, job.budget))
     shared = {
         "model": model,
         "args": config,
         "train_dataset": bench.dataset(engine, tokenizer),
         "processing_class": tokenizer,
         "curriculum": part.target(bench.tasks.train, seed=job.seed, **part.check(parameters)),
-        "peft_config": _lora(run),
+        "peft_config": lora_config(run),
         "lesson_callbacks": lesson_callbacks,
     }
     if arm.objective:
         shared["objective"] = objectives.build(arm.objective, **arm.objective_parameters)
+    if arm.teacher:
+        shared["teacher"] = teachers.build(arm.teacher, **arm.teacher_parameters)
     if engine == "sft":
         return with_curriculum(trl.SFTTrainer)(**shared)
-    reward = VerifierReward(bench.tasks.verifier, format_reward=run.format_reward)
+    if arm.objective and any(column.startswith("demonstrations/") for column in shared["objective"].requires):
+        shared["demonstrations"] = bench.dataset("sft", tokenizer)
+    reward = VerifierReward(bench.tasks.verifier, format_reward=run.format_reward, shaping=_shaping(run.reward))
     return with_curriculum(trl.GRPOTrainer)(reward_funcs=reward, refill_cap=arm.refill_cap, on_short=arm.on_short, **shared)
 
 
-def _lora(run: Run) -> Any:
+def _shaping(reward: Reward) -> Shaping | None:
+    if reward.mode == "format_independent":
+        names = ("correct", "correct_unformatted", "wrong", "wrong_unformatted")
+        return FormatIndependent(**dict(zip(names, reward.values, strict=True)), formatted=reward.formatted)
+    return correct_only if reward.mode == "correct_only" else None
+
+
+def lora_config(run: Run) -> Any:
+    """`peft.LoraConfig` of a run; None for full training."""
     if run.lora is None:
         return None
     from peft import LoraConfig
@@ -138,13 +152,11 @@ def _lora(run: Run) -> Any:
 class Observer:
     """Watches one training run: stops it at its budget, evaluates on schedule, and keeps the curves. Seconds exclude evaluation."""
 
-    def __init__(
-        self, job: Job, arms: int, points: int, tell: Callable[[dict[str, Any]], None], measure: Callable[[], list[float]]
-    ) -> None:
+    def __init__(self, job: Job, arms: int, points: int, tell: Callable[[dict[str, Any]], None], measure: Callable[[], Measured]) -> None:
         self.job, self.tell, self.measure = job, tell, measure
         self.arms = arms
         self.marks = [job.budget[1] * (i + 1) / points for i in range(points)]
-        self.curve: dict[str, list[Any]] = {k: [] for k in ("step", "rollouts", "tokens", "seconds", "accuracy", "by_arm")}
+        self.curve: dict[str, list[Any]] = {k: [] for k in ("step", "rollouts", "tokens", "seconds", "accuracy", "by_arm", "diagnostics")}
         self.train: dict[str, list[Any]] = {k: [] for k in ("step", "reward", "solved", "length")}
         self.taught_step: list[int] = []  # the end of each optimiser step that taught something
         self.taught_LA: list[np.ndarray] = []
@@ -176,14 +188,15 @@ class Observer:
             known = value is not None and not np.isnan(value).all()
             self.train[key].append(float(np.nanmean(value)) if known else math.nan)
 
-    def measured(self, by_arm: list[float], step: int) -> None:
+    def measured(self, found: Measured, step: int) -> None:
         ledger = self.trainer.ledger
         self.curve["step"].append(step)
         self.curve["rollouts"].append(ledger.rollouts)
         self.curve["tokens"].append(ledger.tokens)
         self.curve["seconds"].append(round(self.seconds, 3))
-        self.curve["accuracy"].append(float(np.mean(by_arm)))
-        self.curve["by_arm"].append([round(v, 6) for v in by_arm])
+        self.curve["accuracy"].append(float(np.mean(found.by_arm)))
+        self.curve["by_arm"].append([round(v, 6) for v in found.by_arm])
+        self.curve["diagnostics"].append(found.diagnostics)
 
     def step_end(self, step: int) -> bool:
         """After an optimiser step: evaluate where a mark is passed; True when the budget is used up."""
@@ -191,9 +204,9 @@ class Observer:
         if self.marks and used >= self.marks[0] - 1e-9:
             self.marks = [m for m in self.marks if m > used + 1e-9]
             began = time.perf_counter()
-            by_arm = self.measure()
+            found = self.measure()
             self.evaluation_seconds += time.perf_counter() - began
-            self.measured(by_arm, step)
+            self.measured(found, step)
         last = self.train["reward"][-1] if self.train["reward"] else math.nan
         self.tell({"step": step, "share": min(used / self.job.budget[1], 1.0), "reward": last, "accuracy": self.curve["accuracy"][-1]})
         return used >= self.job.budget[1] - 1e-9
@@ -229,6 +242,10 @@ def _callback(observer: Observer) -> Any:
 
 def run_cell(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Train one cell and return its record; `tell` hears of every step. A run with checkpoints in `folder` goes on from the newest."""
+    if engines.engine_of(bench.run, job.arm) == "self_play":
+        from tutelage.study.rounds import run_rounds
+
+        return run_rounds(bench, job, folder, tell)
     trainer, observer = train_cell(bench, job, folder, tell)
     record = record_of(bench, job, trainer, observer)
     del trainer, observer
@@ -267,7 +284,7 @@ def train_cell(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str, A
     tasks = bench.held_out(tokenizer, config)
     start = bench.start(model, tokenizer, tasks)
 
-    def measure() -> list[float]:
+    def measure() -> Measured:
         return evaluate(trainer.model, tokenizer, tasks)
 
     observer = Observer(job, len(bench.arm_names), bench.run.evaluation.points, tell, measure)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.errors import TutelageError, unknown
 from tutelage.registry import Registry, curricula, objectives, teachers
 
-Engine = Literal["grpo", "sft"]
+Engine = Literal["grpo", "sft", "self_play"]
 BudgetKind = Literal["rollouts", "updates", "tokens", "seconds"]
 _BUDGET = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(rollouts|updates|tokens|seconds)\s*$")
 
@@ -43,13 +43,32 @@ class Evaluation(Strict):
     batch_size: int = Field(256, ge=1)
 
 
+class Reward(Strict):
+    """What is optimised. Curricula and evaluation see the verifier's judgement, whatever stands here.
+
+    mode: "grade" is the verifier's grade, with partial grades where it gives any; "correct_only" is 1 or 0; "format_independent" pays and
+    punishes the format beside the answer (`tutelage.tasks.rewards.FormatIndependent`). The other fields belong to that mode. formatted:
+    "boxed" (a closed \\boxed) or "marked" (any mark that verifiers read an answer by). values: the rewards of correct and formatted,
+    correct, wrong but formatted, wrong.
+    """
+
+    mode: Literal["grade", "correct_only", "format_independent"] = "grade"
+    formatted: Literal["boxed", "marked"] = "boxed"
+    values: tuple[float, float, float, float] = (1.0, 0.5, -0.5, -1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"mode": value} if isinstance(value, str) else value
+
+
 class Arm(Strict):
     """One arm of a comparison: a named way to train.
 
     curriculum and parameters: a registered curriculum and its hyperparameters. teacher: a registered teacher, with its parameters.
     objective: a registered objective that replaces the trainer's loss, with its hyperparameters. settings: the engine's options, over the
     run's. refill_cap, on_short: how many generation batches a filtering curriculum may draw per training batch, and what happens when it
-    falls short (pad, partial, raise).
+    falls short (pad, partial, raise). rounds: of self-play.
     """
 
     name: str
@@ -63,6 +82,7 @@ class Arm(Strict):
     settings: dict[str, Any] = {}
     refill_cap: int = Field(4, ge=1)
     on_short: Literal["pad", "partial", "raise"] = "pad"
+    rounds: int = Field(3, ge=1)
 
 
 class Run(Strict):
@@ -72,13 +92,16 @@ class Run(Strict):
     steps: plain steps, which set the budget unless `budget` ("3000rollouts", "100updates", "20000tokens", "600seconds") does.
     seeds: how many, from 0; None is the least number that can reach a verdict. target: the accuracy whose cost is compared; None is
     chosen from the baseline's curve.
-    lora: `peft.LoraConfig` options, or None for full training.
+    template: a text with `{prompt}` in it, put around every prompt. chat: use the tokenizer's chat template where it has one; off for
+    base models that do not follow instructions. imitate: what supervised training, demonstrations and self-play imitate, the tasks'
+    "answer" or their worked "solution". lora: `peft.LoraConfig` options, or None for full training. reward: a mode of `Reward`, or its
+    fields. format_reward: the least reward of a wrong but well-formed completion, with the mode "grade".
     """
 
     model: str = "builtin"
     tasks: list[str] = ["quick"]
     verifier: str | None = None
-    columns: dict[Literal["prompt", "answer", "arm", "difficulty", "key"], str] = {}
+    columns: dict[Literal["prompt", "answer", "solution", "arm", "difficulty", "key"], str] = {}
     tasks_per_arm: int = Field(256, ge=1)
     trainer: Engine = "grpo"
     arms: list[Arm] = []
@@ -91,6 +114,10 @@ class Run(Strict):
     evaluation: Evaluation = Evaluation()
     settings: dict[str, Any] = {}
     lora: dict[str, Any] | None = None
+    template: str | None = None
+    chat: bool = True
+    imitate: Literal["answer", "solution"] = "answer"
+    reward: Reward = Reward()
     format_reward: float = Field(0.0, ge=0, lt=1)
 
 
@@ -173,7 +200,16 @@ def as_arm(value: dict[str, Any] | str, default_name: str, source: str) -> Arm:
             setattr(arm, holder, registry.get(name).check(parameters))
         elif parameters:
             raise TutelageError(f"{source}: {holder} are given, but no {noun}. Name one, or drop them.")
+    if arm.objective is not None and arm.trainer is None and _is_pairwise(arm.objective):
+        arm.trainer = "self_play"
     return arm
+
+
+def _is_pairwise(name: str) -> bool:
+    """Whether an objective compares replies in pairs: those that self-play makes."""
+    from tutelage.objectives import Pairwise
+
+    return isinstance(objectives.build(name), Pairwise)
 
 
 def validate(model: type[M], values: dict[str, Any], source: str) -> M:
@@ -184,7 +220,8 @@ def validate(model: type[M], values: dict[str, Any], source: str) -> M:
         first = error.errors()[0]
         place = [str(p) for p in first["loc"]]
         if first["type"] == "extra_forbidden":
-            holder = Evaluation if place[0] == "evaluation" and len(place) > 1 else model
+            nested: dict[str, type[Strict]] = {"evaluation": Evaluation, "reward": Reward}
+            holder = nested.get(place[0], model) if len(place) > 1 else model
             raise TutelageError(f"{source}: {unknown('key', place[-1], holder.model_fields)}") from None
         got = f" (got {first['input']!r})" if first["type"] != "missing" else ""
         raise TutelageError(f"{source}: {'.'.join(place)}: {first['msg']}{got}.") from None
@@ -214,12 +251,23 @@ def make_run(file: Path | None, given: dict[str, Any], sets: list[str]) -> Run:
     run = validate(Run, values, source)
     for pair in sets:
         run = _set(run, pair)
+    _check_together(run, source)
     run.arms = [arm if isinstance(arm, Arm) else as_arm(arm, f"arm {i}", source) for i, arm in enumerate(arms, 1)]
     names = [arm.name for arm in run.arms]
     for name in names:
         if names.count(name) > 1:
             raise TutelageError(f"{source}: the arm {name!r} is named twice; give each arm a name of its own.")
     return run
+
+
+def _check_together(run: Run, source: str) -> None:
+    if run.format_reward and run.reward.mode != "grade":
+        raise TutelageError(
+            f"{source}: format_reward={run.format_reward:g} and reward={run.reward.mode} both say what a wrong but well-formed completion "
+            "earns. Drop one of the two."
+        )
+    if run.template is not None and "{prompt}" not in run.template:
+        raise TutelageError(f"{source}: the template {run.template[:60]!r} has no place for the task; write {{prompt}} where it goes.")
 
 
 def _set(run: Run, pair: str) -> Run:
@@ -230,7 +278,7 @@ def _set(run: Run, pair: str) -> Run:
     value = parse_value(text)
     values = run.model_dump(exclude={"arms"})
     head, _, tail = key.partition(".")
-    if tail and head in ("evaluation", "settings", "lora", "columns"):
+    if tail and head in ("evaluation", "settings", "lora", "columns", "reward"):
         values[head] = {**(values[head] or {}), tail: value}
     elif key in Run.model_fields and key != "arms":
         values[key] = [value] if key == "tasks" and isinstance(value, str) else value

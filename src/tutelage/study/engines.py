@@ -8,11 +8,13 @@ different budgets) and what a comparison owns (saving, logging, seeds) differ.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError, missing_extra, unknown
+from tutelage.registry import curricula
 from tutelage.study.config import Arm, BudgetKind, Engine, Evaluation, Run, parse_budget
 
 BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
@@ -31,6 +33,12 @@ BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
         "max_length": 160,
         "gradient_checkpointing": False,
     },
+    "self_play": {  # a twentieth of the supervised learning rate, as between TRL's own defaults
+        "per_device_train_batch_size": 32,
+        "learning_rate": 1e-5,
+        "warmup_steps": 5,
+        "gradient_checkpointing": False,
+    },
 }
 COMMON_SETTINGS: dict[str, Any] = {
     "lr_scheduler_type": "constant_with_warmup",
@@ -47,7 +55,7 @@ def config_class(engine: Engine) -> Any:
         import trl
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "trl", "lm") from None
-    return trl.GRPOConfig if engine == "grpo" else trl.SFTConfig
+    return {"grpo": trl.GRPOConfig, "sft": trl.SFTConfig, "self_play": trl.DPOConfig}[engine]
 
 
 def engine_of(run: Run, arm: Arm) -> Engine:
@@ -96,12 +104,12 @@ def budget_of(run: Run, rollouts_per_step: int, *, supervised: bool) -> tuple[Bu
 
 
 def plain_step(run: Run, arm: Arm) -> tuple[int, int]:
-    """(tasks, rollouts) of one optimiser step without filtering; for SFT a task is an example and there are no rollouts."""
+    """(tasks, rollouts) of one optimiser step without filtering; for SFT and self-play a task is an example and there are no rollouts."""
     settings = settings_of(run, arm)
     config: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(config_class(engine_of(run, arm)))} | settings
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batch = int(config["per_device_train_batch_size"]) * int(config["gradient_accumulation_steps"]) * world
-    if engine_of(run, arm) == "sft":
+    if engine_of(run, arm) != "grpo":
         return batch, batch
     group = int(config["num_generations"])
     if batch % group:
@@ -110,6 +118,27 @@ def plain_step(run: Run, arm: Arm) -> tuple[int, int]:
             "gradient_accumulation_steps a multiple of it."
         )
     return batch // group, batch
+
+
+def draws_of(run: Run, arm: Arm, budget: tuple[BudgetKind, float]) -> int:
+    """How many tasks a run will show, as near as its budget tells; what the curriculum measures takes its share of the rollouts."""
+    tasks, rollouts = plain_step(run, arm)
+    kind, amount = budget
+    if kind != "rollouts":
+        return math.ceil((amount if kind == "updates" else run.steps) * tasks)
+    target: Any = curricula.get(arm.curriculum).target
+    return max(math.ceil(amount / (rollouts / tasks + target.probes_per_draw(**arm.parameters))), 1)
+
+
+def supervised(run: Run, arm: Arm) -> bool:
+    """Whether an arm takes optimiser steps that cost no rollouts, so that only equal updates are a fair budget."""
+    if engine_of(run, arm) != "grpo":
+        return True
+    if arm.objective is None:
+        return False
+    from tutelage.registry import objectives
+
+    return any("/" in column for column in objectives.build(arm.objective, **arm.objective_parameters).requires)
 
 
 def load_model(run: Run) -> tuple[Any, Any]:

@@ -17,9 +17,9 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,12 @@ HARDEST = 3
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of an experiment. `per_arm` training and `held_out` evaluation tasks for each length; `warm_steps` supervised steps."""
+    """The size of an experiment. `per_arm` training and `held_out` evaluation tasks for each length; `warm_steps` supervised steps.
+
+    items: train on so many fixed tasks of each length instead. All tasks, held-out and warm start included, are then of the varied kind
+    (see `SortingTasks.draw`), and the warm start sees other tasks than the fixed ones.
+    distractors, prefix: of inputs that hold symbols to be ignored, see `SortingTasks.cluttered`.
+    """
 
     updates: int = 200
     batch: int = 32
@@ -48,6 +53,9 @@ class Scale:
     evaluate_every: int = 20
     per_arm: int = 4096
     held_out: int = 256
+    items: int | None = None
+    distractors: int = 0
+    prefix: int = 0
 
 
 FULL = Scale()
@@ -56,90 +64,117 @@ BUDGET = f"{FULL.updates} updates of {FULL.batch} prompts x {FULL.attempts} roll
 METRIC_ABOUT = f"sampled accuracy on the {HARDEST} longest inputs after the last update"
 SETTINGS = {**asdict(FULL), "objective": "grpo", "kl_coef": 0.0, "aggregation": "token_mean", "optimizer": "Adam"}
 Build = Callable[[TaskPool, int, Scale], Curriculum]
+Watch = Callable[["ParallelAnswers", "SortingTasks", Curriculum, np.random.Generator], Callable[[], dict[str, float]]]
 
 
-def arm(curriculum: str | Build, about: str, *, batch: int | None = None, noise: bool = False, **hyper: Any) -> Arm:
+def arm(
+    curriculum: str | Build,
+    about: str,
+    *,
+    batch: int | None = None,
+    noise: bool = False,
+    full: Scale = FULL,
+    smoke: Scale = SMOKE,
+    watch: Watch | None = None,
+    **hyper: Any,
+) -> Arm:
     """An arm of a replication: the student under a curriculum.
 
     curriculum: the name of a registered one, built with `hyper`, or a function (pool, seed, scale) that builds one. batch: prompts per
-    update, if not 32. noise: add the unlearnable arm. A curriculum's `steps` are filled in with the number of updates.
+    update, if not 32. noise: add the unlearnable arm. full, smoke: the scales. watch: as `teach` takes it. A curriculum's `steps` are
+    filled in with the number of updates, its `draws` with the number of tasks shown.
     """
+    options: dict[str, Any] = {} if watch is None else {"watch": watch}
 
     def build(pool: TaskPool, seed: int, size: Scale) -> Curriculum:
         if not isinstance(curriculum, str):
             return curriculum(pool, seed, size)
-        steps = {"steps": size.updates} if "steps" in curricula.get(curriculum).parameters else {}
-        return curricula.build(curriculum, pool, seed=seed, **steps, **hyper)
+        filled = {"steps": size.updates, "draws": size.updates * (batch or size.batch)}
+        known = curricula.get(curriculum).parameters
+        return curricula.build(curriculum, pool, seed=seed, **{k: v for k, v in filled.items() if k in known}, **hyper)
 
     name = curriculum if isinstance(curriculum, str) else getattr(curriculum, "__name__", "")
-    settings = {"curriculum": name, **hyper, "batch": batch or FULL.batch, "noise": noise}
-    return Arm(
-        run=lambda seed, smoke: teach(seed, SMOKE if smoke else FULL, build, batch=batch, noise=noise), about=about, settings=settings
-    )
+    settings = {"curriculum": name, **hyper, "batch": batch or full.batch, "noise": noise}
+    if full is not FULL:
+        settings |= asdict(full) | {"batch": batch or full.batch}
+
+    def run(seed: int, small: bool) -> Cell:
+        return teach(seed, smoke if small else full, build, batch=batch, noise=noise, **options)
+
+    return Arm(run=run, about=about, settings=settings)
 
 
 @lru_cache(maxsize=2)
-def _classroom(seed: int, size: Scale) -> tuple[SortingTasks, ParallelAnswers]:
+def classroom(seed: int, size: Scale) -> tuple[SortingTasks, ParallelAnswers]:
     """Held-out tasks and the warm-started student of a seed: what all arms share."""
-    from tutelage.students.parallel_answers import ParallelAnswers, SortingTasks, warm_start
+    from tutelage.students.parallel_answers import ParallelAnswers, warm_start
 
-    children = np.random.SeedSequence(seed).spawn(4)
-    held_out = SortingTasks.draw(np.random.default_rng(children[0].spawn(2)[1]), per_arm=size.held_out)
-    student = ParallelAnswers(_tasks(seed, size, noise=False), seed=_integer(children[1]))
-    with _one_thread():
-        warm_start(student, student.tasks, rng=np.random.default_rng(children[1]), steps=size.warm_steps)
-    return held_out, student
+    start = np.random.SeedSequence(seed).spawn(2)[1]
+    student = ParallelAnswers(_tasks(seed, size, "stream"), seed=integer_of(start))
+    with one_thread():
+        warm_start(student, student.tasks, rng=np.random.default_rng(start), steps=size.warm_steps)
+    return _tasks(seed, size, "held out"), student
 
 
-def _tasks(seed: int, size: Scale, *, noise: bool) -> SortingTasks:
+def _tasks(seed: int, size: Scale, kind: Literal["stream", "held out", "items"], *, noise: bool = False) -> SortingTasks:
+    """The seed's tasks of one kind: those to train on unless there are fixed items, those to evaluate on, the fixed items."""
     from tutelage.students.parallel_answers import SortingTasks
 
-    data = np.random.SeedSequence(seed).spawn(4)[0].spawn(2)[0]
-    return SortingTasks.draw(np.random.default_rng(data), per_arm=size.per_arm, noise=noise)
+    per_arm = {"stream": size.per_arm, "held out": size.held_out, "items": size.items or 0}
+    data = np.random.SeedSequence(seed).spawn(1)[0].spawn(3)[list(per_arm).index(kind)]
+    rng = np.random.default_rng(data)
+    tasks = SortingTasks.draw(rng, per_arm=per_arm[kind], noise=noise, varied=size.items is not None)
+    return tasks.cluttered(rng, distractors=size.distractors, prefix=size.prefix) if size.distractors or size.prefix else tasks
 
 
-def _integer(child: np.random.SeedSequence) -> int:
+def integer_of(child: np.random.SeedSequence) -> int:
     return int(child.generate_state(1)[0])
 
 
-def teach(seed: int, size: Scale, build: Build, *, batch: int | None = None, noise: bool = False) -> Cell:
+def teach(seed: int, size: Scale, build: Build, *, batch: int | None = None, noise: bool = False, watch: Watch | None = None) -> Cell:
     """Teach the warm-started student of `seed` under the curriculum `build(pool, curriculum_seed, size)`.
 
     Args:
         batch: prompts per update, if not the scale's.
         noise: add the unlearnable arm, whose answers are accepted with probability 1/7 whatever they say.
+        watch: given the student, its tasks, the curriculum and a generator of its own before the first step, returns a function that is
+            called at every evaluation for further numbers.
 
     Returns:
         The cell: `score` (final sampled accuracy over all lengths, on the three longest, on the worst; `noise_share`, the noise arm's
-        share of all groups trained on, where there is one), `curve` (lists over evaluations), `taught` (groups trained on per arm between
-        evaluations) with `arm_names`, and `cost`.
+        share of all groups trained on, where there is one; with `watch`, means of its numbers over the evaluations after the first),
+        `curve` (lists over evaluations), `taught` (groups trained on per arm between evaluations) with `arm_names`, and `cost`.
     """
-    torch = _torch()
+    torch = torch_or_raise()
     from tutelage.objectives import objective
     from tutelage.students.parallel_answers import success_rate
     from tutelage.trainers.torch_loop import train
 
-    held_out, warm = _classroom(seed, size)
-    rollouts, method = np.random.SeedSequence(seed).spawn(4)[2:]
+    held_out, warm = classroom(seed, replace(size, updates=0))  # the same room, however long the lesson
+    rollouts, method, watching = np.random.SeedSequence(seed).spawn(5)[2:]
     student, coins = copy.deepcopy(warm), np.random.default_rng(rollouts)
-    student.tasks = tasks = _tasks(seed, size, noise=noise)
-    with _one_thread():
+    student.tasks = tasks = _tasks(seed, size, "items" if size.items else "stream", noise=noise)
+    with one_thread():
+        curriculum = build(tasks.pool(), integer_of(method), size)
+        further = watch(student, tasks, curriculum, np.random.default_rng(watching)) if watch else dict
         run = train(
             student,
-            build(tasks.pool(), _integer(method), size),
+            curriculum,
             lambda rows_N, token_NGT: tasks.verify(rows_N, token_NGT, coins),
             objective("grpo", kl_coef=0.0, aggregation="token_mean"),
             torch.optim.Adam(student.parameters(), lr=size.lr, fused=True),
-            generator=torch.Generator().manual_seed(_integer(rollouts)),
+            generator=torch.Generator().manual_seed(integer_of(rollouts)),
             updates=size.updates,
             batch=batch or size.batch,
             attempts=size.attempts,
-            evaluate=lambda: _marks(success_rate(student, held_out)),
+            evaluate=lambda: {**_marks(success_rate(student, held_out)), **further()},
             evaluate_every=size.evaluate_every,
         )
     curve = {key: [point[key] for point in run.curve] for key in run.curve[0]}
     taught_XA = np.array(run.taught_XA)
     score = {key: curve[key][-1] for key in ("hard", "accuracy", "worst")}
+    if watch:
+        score |= {key: float(np.mean(curve[key][1:])) for key in further()}
     if noise:
         score["noise_share"] = float(taught_XA[:, -1].sum() / max(taught_XA.sum(), 1))
     return {"score": score, "curve": curve, "taught": taught_XA.tolist(), "arm_names": list(tasks.arm_names), "cost": run.cost()}
@@ -154,7 +189,7 @@ def _marks(accuracy_A: NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
-def _torch() -> Any:
+def torch_or_raise() -> Any:
     try:
         import torch
     except ModuleNotFoundError:
@@ -163,9 +198,9 @@ def _torch() -> Any:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """More threads would slow so small a student down, and change its rounding with the number of cores."""
-    torch = _torch()
+    torch = torch_or_raise()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from tutelage.study import series, words
+from tutelage.study import answers, series, words
 from tutelage.study.canvas import Canvas, Line, printable
 from tutelage.study.figures import Style
 from tutelage.study.plates import Plates
@@ -256,6 +256,31 @@ def _arms_table(league: League, plates: Plates) -> str:
         cells = "".join(f"<td>{words.score(None if math.isnan(accuracy) else accuracy)}</td>" for accuracy in accuracies)
         rows.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
     return table("numbers", "Accuracy by arm", header, rows)
+
+
+def answers_section(league: League, plates: Plates, *, drawn: bool = True) -> str:
+    """Diagnostics of the measured answers, drawn and as numbers, and warnings of rambling."""
+    if not plates.answers:
+        return ""
+    panels = [drawing(panel, f"{title} while training", title) for title, panel in plates.answers]
+    figure = f'{legend(plates)}\n<div class="families">{"".join(panels)}</div>' if drawn else ""
+    warned = "".join(f"<li>{text(words.typeset(warning))}</li>" for warning in answers.warnings(league))
+    return f"""<h2 id="answers-h">The answers themselves</h2>
+<p class="lead">The same measured answers, looked at beside whether they are right: means over {words.seeds_in_words(league)}.</p>
+{f'<div class="note"><b>Warnings</b><ul>{warned}</ul></div>' if warned else ""}{figure}
+<details><summary>The same as numbers, and reasoning behaviours by keyword</summary>{_answers_table(league, plates)}</details>"""
+
+
+def _answers_table(league: League, plates: Plates) -> str:
+    before = series.mean_diagnostics(league, None, 0)
+    found = [("before training", before), *((display_name(row), series.mean_diagnostics(league, row["name"], -1)) for row in plates.rows)]
+    shown = answers.columns({name: value for _, one in found for name, value in one.items()})
+    rows = []
+    for name, one in found:
+        values = [(one.get(key, math.nan), form) for key, _, form in shown]
+        cells = "".join(f"<td>{form(None if math.isnan(amount) else amount)}</td>" for amount, form in values)
+        rows.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
+    return table("numbers", "Diagnostics", head([("Row", "", ""), *((heading, "", "") for _, heading, _ in shown)]), rows)
 
 
 # --- cost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_write
-from tutelage.study import figures, series, words
+from tutelage.study import answers, figures, series, words
 from tutelage.study.canvas import Canvas, Dot, Line, Text, shortened
 from tutelage.study.figures import Style
 from tutelage.study.schema import League, Row, display_name, progress_axis, progress_word, ranked
@@ -32,6 +32,7 @@ class Plates:
         arms: panels of accuracy before and after, each with its title (a family, or nothing).
         bars: for each row its difference and interval, within `limits`.
         numbers: JSON-ready data of curves and heat maps.
+        answers: panels of diagnostics, each with its title; none where nothing was diagnosed.
     """
 
     rows: list[Row]
@@ -43,6 +44,7 @@ class Plates:
     bars: dict[str, Canvas]
     limits: tuple[float, float]
     numbers: dict[str, Any]
+    answers: list[tuple[str, Canvas]] = field(default_factory=list)
 
 
 def draw(league: League) -> Plates:
@@ -55,7 +57,7 @@ def draw(league: League) -> Plates:
     bars = {row["name"]: figures.interval_bar(row, look[row["name"]], limits) for row in rows}
     key = [{"name": display_name(row), "colour": look[row["name"]].colour, "dash": bool(look[row["name"]].dash)} for row in rows]
     numbers = {"rows": key, "arms": league["arm_names"], "curves": curve_numbers, "heat": heat_numbers}
-    return Plates(rows, look, curves, heat, full, _arms(league, rows, look), bars, limits, numbers)
+    return Plates(rows, look, curves, heat, full, _arms(league, rows, look), bars, limits, numbers, answers.panels(league, rows, look))
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
@@ -207,6 +209,8 @@ def sheets(league: League, plates: Plates) -> dict[str, Canvas]:
     if plates.arms:
         columns = 4 if plates.arms[0][0] else 2
         found["by_arm"] = compose(f"{metric[:1].upper()}{metric[1:]} of each arm, before and after", plates.arms, columns, legend)
+    if plates.answers:
+        found["answers"] = compose("What the answers look like while training", plates.answers, 4, legend)
     return found
 
 

@@ -62,19 +62,20 @@ class Arm:
 class Comparison:
     """Two arms at the end of their runs, or (`equal`) where the dearer one has spent what the cheaper one spent in all.
 
-    metric: if not the replication's primary metric.
+    metric: if not the replication's primary metric. note: ends the name, where two comparisons of the same arms must be told apart.
     """
 
     method: str
     baseline: str
     equal: Axis | None = None
     metric: str | None = None
+    note: str = ""
 
     @property
     def name(self) -> str:
         """For example "odf against uniform at equal rollouts"."""
         at = f" at equal {self.equal.replace('_', ' ')}" if self.equal else ""
-        return f"{self.method} against {self.baseline}{at}"
+        return f"{self.method} against {self.baseline}{at}{self.note and ', ' + self.note}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,7 @@ def _page(league: League, plates: Plates, detail: int) -> str:
         ("Learning curves", "curves", pieces.curves_section(league, plates)),
         ("What was taught", "taught", pieces.heat_section(league, plates)),
         ("By arm", "arms", pieces.arms_section(league, plates, drawn=detail < 3)),
+        ("Answers", "answers", pieces.answers_section(league, plates, drawn=detail < 3)),
         ("Cost", "cost", pieces.cost_section(league, plates)),
         ("Setup", "setup", _setup_section(league)),
     ]
@@ -133,12 +134,12 @@ def embedded(value: Any) -> str:
 
 
 def _summary(league: League, *, with_curves: bool) -> dict[str, Any]:
-    """The league without what only league.json holds: single lessons, accuracy by arm at every evaluation."""
+    """The league without what only league.json holds: single lessons, accuracy by arm and diagnostics at every evaluation."""
     cells = []
     for cell in league["cells"]:
         kept: dict[str, Any] = {"row": cell["row"], "seed": cell["seed"], "totals": cell["totals"]}
         if with_curves:
-            kept["curve"] = {key: values for key, values in cell["curve"].items() if key != "by_arm"}
+            kept["curve"] = {key: values for key, values in cell["curve"].items() if key not in ("by_arm", "diagnostics")}
         cells.append(kept)
     return {**league, "cells": cells}
 

@@ -69,8 +69,25 @@ class Row(TypedDict):
     cost: Cost
 
 
+class Diagnostics(TypedDict, total=False):
+    """What the answers of one evaluation look like, see `tutelage.tasks.diagnostics.diagnose`; a key that is absent was not measured."""
+
+    accuracy: Number
+    format_rate: Number
+    clip_ratio: Number
+    mean_length: Number
+    stopped_length: Number
+    dead_share: Number
+    distinct_answers: Number
+    pass_at_k: dict[str, Number]
+    behaviours: dict[str, Number]
+
+
 class Curve(TypedDict):
-    """Evaluations on held-out tasks, each list of length X, the first before any training; `by_arm` is X lists of A accuracies."""
+    """Evaluations on held-out tasks, each list of length X, the first before any training; `by_arm` is X lists of A accuracies.
+
+    `diagnostics` are of the very answers that `accuracy` is of; leagues made before there were any lack it.
+    """
 
     step: list[int]
     rollouts: list[Number]
@@ -78,6 +95,7 @@ class Curve(TypedDict):
     seconds: list[Number]
     accuracy: list[Number]
     by_arm: list[list[Number]]
+    diagnostics: NotRequired[list[Diagnostics]]
 
 
 class Taught(TypedDict):

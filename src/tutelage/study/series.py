@@ -7,14 +7,14 @@ log, `E` the edges between them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.study.schema import Cell, League
+from tutelage.study.schema import Cell, League, Number
 from tutelage.study.schema import Taught as TaughtLog
 from tutelage.study.stats import bootstrap_band
 
@@ -54,26 +54,48 @@ def mean_without_nan(values: Any, axis: int) -> Floats:
         return np.nanmean(np.asarray(values, dtype=np.float64), axis=axis)
 
 
-def mean_curve(league: League, row: str, axis: XAxis, rng: np.random.Generator) -> MeanCurve | None:
-    """Mean accuracy over seeds against `axis` with a 95 % bootstrap band, or None if the row has no measured point.
+def mean_curve(league: League, row: str, axis: XAxis, rng: np.random.Generator | None, metric: str = "accuracy") -> MeanCurve | None:
+    """Mean of a metric over seeds against `axis`, or None if the row has no measured point; with `rng`, a 95 % bootstrap band.
+
+    metric: "accuracy", or a name as in `diagnostics_of`.
 
     Seeds reach their evaluations at different rollouts and seconds: each is interpolated linearly onto common points, from the last
     seed's start to the first seed's end, so that no seed is extended.
     """
-    runs = [_measured(cell, axis) for cell in cells_of(league, row)]
+    runs = [_measured(cell, axis, metric) for cell in cells_of(league, row)]
     runs = [(x_X, y_X) for x_X, y_X in runs if len(x_X)]
     if not runs:
         return None
     x_X = _common_points([x_X for x_X, _ in runs])
     y_SX = np.stack([np.interp(x_X, run_X, y_X) for run_X, y_X in runs])
     mean_X = y_SX.mean(axis=0)
-    if len(runs) < 2:
+    if len(runs) < 2 or rng is None:
         return MeanCurve(x_X, mean_X, None, None)
     return MeanCurve(x_X, mean_X, *bootstrap_band(y_SX, 0.95, rng))
 
 
-def _measured(cell: Cell, axis: XAxis) -> tuple[Floats, Floats]:
-    x_X, y_X = np.array(cell["curve"][axis], dtype=np.float64), np.array(cell["curve"]["accuracy"], dtype=np.float64)
+def flat(found: Mapping[str, Any]) -> dict[str, Number]:
+    """Diagnostics by flat names such as "clip_ratio" and "pass_at_k.4"."""
+    pairs = ((name, value.items() if isinstance(value, dict) else [(None, value)]) for name, value in found.items())
+    return {name if key is None else f"{name}.{key}": number for name, items in pairs for key, number in items}
+
+
+def diagnostics_of(cell: Cell) -> list[dict[str, Number]]:
+    """A run's diagnostics at each evaluation, `flat`; empty where it has none."""
+    return [flat(found) for found in cell["curve"].get("diagnostics", [])]
+
+
+def mean_diagnostics(league: League, row: str | None, position: Literal[0, -1]) -> dict[str, float]:
+    """Means over seeds of the diagnostics at the first (0) or last (-1) evaluation of a row (None: of all rows); NaN where unmeasured."""
+    cells = league["cells"] if row is None else cells_of(league, row)
+    found = [points[position] for cell in cells if (points := diagnostics_of(cell))]
+    names = dict.fromkeys(name for point in found for name in point)
+    return {name: float(mean_without_nan([point.get(name) for point in found], axis=0)) for name in names}
+
+
+def _measured(cell: Cell, axis: XAxis, metric: str) -> tuple[Floats, Floats]:
+    values = cell["curve"]["accuracy"] if metric == "accuracy" else [point.get(metric) for point in diagnostics_of(cell)]
+    x_X, y_X = np.array(cell["curve"][axis], dtype=np.float64)[: len(values)], np.array(values, dtype=np.float64)
     measured_X = np.isfinite(x_X) & np.isfinite(y_X)
     return x_X[measured_X], y_X[measured_X]
 

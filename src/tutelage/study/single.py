@@ -8,12 +8,14 @@ from typing import Any
 
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_write
-from tutelage.study import engines
+from tutelage.study import answers, engines, series
 from tutelage.study.cell import Bench, Job, record_of, train_cell
 from tutelage.study.compare import default_out, digest, shared
 from tutelage.study.config import Run, parse_arm
 from tutelage.study.provenance import versions
+from tutelage.study.rounds import train_rounds
 from tutelage.study.words import duration
+from tutelage.tasks.diagnostics import rambling
 
 CARD = """---
 library_name: transformers
@@ -28,6 +30,8 @@ Trained from `{model}` on {tasks} with the curriculum **{curriculum}** ({paramet
 |---|---|---|
 | held-out accuracy | {before:.3f} | {after:.3f} |
 {arms}
+
+{answers}
 
 {updates:,} updates, {rollouts:,} rollouts, {tokens:,} generated tokens, {seconds}. Verifier: `{verifier}`.
 
@@ -46,7 +50,7 @@ def plan(run: Run, out: Path | None) -> tuple[Job, Path]:
     engine = engines.engine_of(run, arm)
     engines.check_settings({**run.settings, **arm.settings}, engine)
     _, per_step = engines.plain_step(run, arm)
-    budget = engines.budget_of(run, per_step, supervised=engine == "sft")
+    budget = engines.budget_of(run, per_step, supervised=engines.supervised(run, arm))
     job = Job(arm.name, arm, 0, budget)
     return job, out or Path(f"{default_out(run)}-{arm.name.replace(':', '-')}")
 
@@ -82,14 +86,20 @@ def train(run: Run, job: Job, folder: Path, *, command: str, console: Any) -> di
     )
     bench = Bench(run)
     with _bar(console) as tell:
-        trainer, observer = train_cell(bench, job, folder / "checkpoints", tell)
-    record = record_of(bench, job, trainer, observer)
-    trainer.save_model(str(folder))
-    trainer.processing_class.save_pretrained(folder)
+        if engines.engine_of(run, job.arm) == "self_play":
+            record, model, tokenizer = train_rounds(bench, job, folder / "rounds", tell)
+            model.save_pretrained(folder)
+        else:
+            trainer, observer = train_cell(bench, job, folder / "checkpoints", tell)
+            record, tokenizer = record_of(bench, job, trainer, observer), trainer.processing_class
+            trainer.save_model(str(folder))
+    tokenizer.save_pretrained(folder)
     atomic_write(folder / "README.md", _card(run, job, record, bench, command))
     atomic_write(folder / "training.json", json.dumps({**record, "versions": versions()}))
     accuracy = record["curve"]["accuracy"]
     console.print(f"held-out accuracy {accuracy[0]:.3f} → {accuracy[-1]:.3f}; the model is in {folder}", highlight=False)
+    if warning := rambling(*(record["curve"]["diagnostics"][i] for i in (0, -1))):
+        console.print(f"warning: {warning}", highlight=False)
     return record
 
 
@@ -125,7 +135,16 @@ def _card(run: Run, job: Job, record: dict[str, Any], bench: Bench, command: str
         engine=engines.engine_of(run, job.arm), curriculum=job.arm.curriculum, title=f"{Path(run.model).name} after {job.arm.name}",
         model=run.model, tasks=", ".join(run.tasks),
         parameters=", ".join(f"{k}={v}" for k, v in job.arm.parameters.items()) or "its defaults",
-        before=record["curve"]["accuracy"][0], after=record["curve"]["accuracy"][-1], arms=rows, updates=totals["updates"],
+        answers=_answers(*(record["curve"]["diagnostics"][i] for i in (0, -1))), before=record["curve"]["accuracy"][0],
+        after=record["curve"]["accuracy"][-1], arms=rows, updates=totals["updates"],
         rollouts=totals["rollouts"], tokens=totals["tokens"], seconds=duration(totals["seconds"]), verifier=bench.tasks.verifier_spec,
         command=command, versions=", ".join(f"{k} {v}" for k, v in versions().items()),
     )  # fmt: skip
+
+
+def _answers(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The card's lines on the answers themselves."""
+    was, now = (series.flat(found) for found in (before, after))
+    lines = [f"| {heading} | {form(was.get(name))} | {form(now.get(name))} |" for name, heading, form in answers.columns(now)]
+    warning = rambling(before, after)
+    return "\n".join(["| the answers | before | after |", "|---|---|---|", *lines, *(["", f"**Warning:** {warning}."] if warning else [])])

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri, stdtrit
 
 from tutelage.errors import TutelageError
+from tutelage.tasks.diagnostics import pass_at_k as pass_at_k
 
 LEVEL = 0.05
 EXACT_SEEDS = 20
@@ -317,16 +318,3 @@ def wilson(k: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
     centre = (k + z2 / 2) / (n + z2)
     half = math.sqrt(z2 * (k * (n - k) / max(n, 1) + z2 / 4)) / (n + z2)
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate, from `n` attempts of which `c` are correct, of the chance that at least one of `k` is: 1 - C(n-c, k) / C(n, k).
-
-    Source: Chen et al., Evaluating Large Language Models Trained on Code (2021), equation 1. Computed in integers, hence without overflow.
-    """
-    if not (0 <= c <= n and 1 <= k <= n):
-        raise TutelageError(
-            f"pass_at_k got n={n}, c={c}, k={k}; expected 0 <= c <= n and 1 <= k <= n. Sample at least k attempts per task."
-        )
-    total = math.comb(n, k)
-    return (total - math.comb(n - c, k)) / total

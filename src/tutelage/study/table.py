@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tutelage.study import words
+from tutelage.study import answers, words
 from tutelage.study.schema import League, Row, display_name, progress_word, ranked
 
 WIDTH = 100
@@ -118,8 +118,9 @@ def _verdicts(league: League, rows: list[Row]) -> Group:
     lines.add_column()
     for row in words.judged(rows):
         lines.add_row(Text(display_name(row)), Text(words.typeset(row["sentence"]), style="dim"))
+    warned = [Padding(Text(words.typeset(warning), style="yellow"), (0, 0, 0, 2)) for warning in answers.warnings(league)]
     notes = [Padding(Text(words.typeset(note), style="dim"), (0, 0, 0, 2)) for note in league.get("notes", [])]
-    return Group(headline, Padding(lines, (0, 0, 0, 2)), *notes, "") if lines.rows else Group(headline)
+    return Group(headline, *([Padding(lines, (0, 0, 0, 2)), *notes, *warned, ""] if lines.rows else warned))
 
 
 def _cut(text: str, width: int) -> str:

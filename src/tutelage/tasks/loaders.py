@@ -29,6 +29,7 @@ from tutelage.tasks.verifiers.quantities import read_number
 __all__ = ["TaskSet", "load_columns", "load_tasks", "pool_of", "prompt_key", "read_directory", "read_jsonl", "read_parquet", "to_dataset"]
 
 DIFFICULTY_BINS = 4
+ROLES = ("prompt", "answer", "solution")
 _PLAIN_NUMBER = re.compile(
     r"""[$€£¥₹]? \s* [-+−]? \s* [$€£¥₹]? \s*
         (?: (?: \d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+ | \d+ ) (?:\.\d+)? | \.\d+ | \\[dt]?frac\{\d+\}\{\d+\} )
@@ -59,6 +60,7 @@ def load_tasks(
     verifier: str | None = None,
     prompt: str | None = None,
     answer: str | None = None,
+    solution: str | None = None,
     arm: str | Sequence[str] | None = None,
     difficulty: str | None = None,
     key: str | None = None,
@@ -76,9 +78,9 @@ def load_tasks(
     verifier: a registered verifier or `module:function`. Default: "reasoning_gym" for its families; for files "numeric" where every gold
     answer holds a number and 95 % are no more than one (GSM8K works as it comes), else "exact".
 
-    Of files: prompt, answer, arm, difficulty, key name columns, see `pool_of`. Several files are put one after another, columns that a file
-    lacks are null in its rows, and each file is an arm by its stem unless `arm` says otherwise. Without arms, `difficulty` cuts the tasks
-    at its quartiles into the arms "difficulty 1" (easiest) to "difficulty 4"; a file without either is one arm.
+    Of files: prompt, answer, solution, arm, difficulty, key name columns, see `pool_of`. Several files are put one after another, columns
+    that a file lacks are null in its rows, and each file is an arm by its stem unless `arm` says otherwise. Without arms, `difficulty` cuts
+    the tasks at its quartiles into the arms "difficulty 1" (easiest) to "difficulty 4"; a file without either is one arm.
 
     heldout_share of a file is held out, by the hash of the prompt alone: neither order nor further rows move a task from one side to the
     other, but in an arm of which the hash holds out none or all (see `split_rows`). heldout_tasks: at most so many per arm; the others of
@@ -98,7 +100,7 @@ def load_tasks(
         raise TutelageError(
             f"Files ({paths[0]}, …) and named task sets ({names}) cannot be mixed, for they are judged by different verifiers."
         )
-    named = {"prompt": prompt, "answer": answer, "arm": arm, "difficulty": difficulty, "key": key}
+    named = {"prompt": prompt, "answer": answer, "solution": solution, "arm": arm, "difficulty": difficulty, "key": key}
     if paths:
         return _from_files(paths, named, verifier, heldout_share, heldout_tasks)
     if given := [name for name, value in named.items() if value is not None]:
@@ -192,7 +194,7 @@ def _read(paths: list[Path], named: Mapping[str, Any]) -> tuple[Any, dict[str, A
     tables = []
     for path in paths:
         columns = columns_of(load_columns(path), str(path))
-        tables.append(renamed(columns, prompt=named["prompt"], answer=named["answer"], source=str(path)))
+        tables.append(renamed(columns, **{role: named[role] for role in ROLES}, source=str(path)))
         if "prompt" not in tables[-1]:
             raise _no_column("prompt", columns, PROMPT_NAMES, str(path))
     sizes = [len(table["prompt"]) for table in tables]
@@ -201,7 +203,7 @@ def _read(paths: list[Path], named: Mapping[str, Any]) -> tuple[Any, dict[str, A
         name: [value for table, size in zip(tables, sizes, strict=True) for value in table.get(name, [None] * size)] for name in names
     }
     stems = {"file": np.repeat(_stems(paths), sizes)}
-    return joined, options | {"prompt": None, "answer": None}, stems if named["arm"] is None else named["arm"]
+    return joined, options | dict.fromkeys(ROLES), stems if named["arm"] is None else named["arm"]
 
 
 def _stems(paths: list[Path]) -> list[str]:

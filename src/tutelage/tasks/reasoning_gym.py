@@ -16,6 +16,7 @@ from typing import Any
 from tutelage.errors import TutelageError, missing_extra, unknown
 from tutelage.pools import TaskPool
 from tutelage.tasks.families import BUILTIN_LEVELS
+from tutelage.tasks.solutions import worked_solution
 from tutelage.tasks.tables import pool_of
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,10 @@ def is_heldout(question: str) -> bool:
 
 
 def generate(family: str, level: dict[str, Any], seed: int, *, chunk: int = 256) -> Iterator[dict[str, Any]]:
-    """Yield endless rows `question`, `answer`, `entry` (the library's own record as JSON, which its verifier reads)."""
+    """Yield endless rows `question`, `answer`, `entry` (the library's own record as JSON, which its verifier reads) and `solution`.
+
+    The worked solution is None for families that `tutelage.tasks.solutions` does not know.
+    """
     import reasoning_gym
 
     offset = 0
@@ -46,6 +50,7 @@ def generate(family: str, level: dict[str, Any], seed: int, *, chunk: int = 256)
                 "question": entry["question"],
                 "answer": str(entry["answer"]),
                 "entry": json.dumps(entry, default=str, ensure_ascii=False),
+                "solution": worked_solution(family, entry),
             }
         offset += 1
 
@@ -77,8 +82,9 @@ def make_pool(
     mapping from names to levels as generator settings. levels: only the first so many of each family (for names without built-in levels: so
     many). heldout: only questions that `is_heldout` selects, otherwise only the others.
 
-    Columns: prompt, answer, entry (the library's record as JSON), family, level; the key is the hash of the question. A question stands in
-    the pool once, at the lowest level that drew it. A level with fewer questions than asked for gives those it has, and a log line says so.
+    Columns: prompt, answer, solution (worked, null where `tutelage.tasks.solutions` does not know the family; left out where it knows
+    none), entry (the library's record as JSON), family, level; the key is the hash of the question. A question stands in the pool once, at
+    the lowest level that drew it. A level with fewer questions than asked for gives those it has, and a log line says so.
     The same arguments give the same pool, but for the families in `UNREPEATABLE`, of which a log line warns. Raises `TutelageError` for
     unknown families and settings, and for a level without any question.
     """
@@ -105,6 +111,8 @@ def make_pool(
             logging.INFO if families is None else logging.WARNING,
             f"{len(short)} arms have fewer {'held-out ' if heldout else ''}questions than {tasks_per_arm}: {', '.join(short)}.",
         )
+    if not any(row["solution"] for row in rows):
+        rows = [{name: value for name, value in row.items() if name != "solution"} for row in rows]
     return pool_of(rows, prompt="question", answer="answer", arm=["family", "level"], difficulty="level", source="reasoning-gym")
 
 

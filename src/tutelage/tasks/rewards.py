@@ -1,22 +1,25 @@
 """Verifiers as reward functions for TRL: `VerifierReward(verifier)` goes where `reward_funcs` goes.
 
 The judgement comes first and is kept apart from the reward, because curricula gate on what was solved, never on what shaping made of it.
+`correct_only` and `FormatIndependent` are the two rewards that SimpleRL-Zoo (arXiv 2503.18892) compares, as values of `shaping`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, unknown
 from tutelage.outcomes import Kind
 from tutelage.pools import TaskPool
 from tutelage.tasks.tables import RESERVED
 from tutelage.tasks.verifiers import Verifier, judge_all
+from tutelage.tasks.verifiers.answers import boxed, marked_answer
 from tutelage.tasks.verifiers.base import name_of
 
 Shaping = Callable[[NDArray[np.int8], NDArray[np.float64], Sequence[str]], Any]
@@ -84,6 +87,46 @@ class VerifierReward:
         if shaped_B.shape != reward_B.shape:
             raise TutelageError(f"shaping returned rewards of shape {shaped_B.shape}; expected {reward_B.shape}, one per completion.")
         return shaped_B
+
+
+FORMATS: dict[str, Callable[[str], bool]] = {"boxed": boxed, "marked": lambda text: marked_answer(text) is not None}
+"""What counts as formatted: a closed `\\boxed{...}`, or any mark that verifiers read an answer by (also `<answer>`, `####`, "Answer:")."""
+
+
+def correct_only(kind_B: NDArray[np.int8], grade_B: NDArray[np.float64], texts_B: Sequence[str]) -> NDArray[np.float64]:
+    """The shaping that pays 1 for a correct completion and 0 for every other, formatted or not; no partial grades.
+
+    Source: SimpleRL-Zoo (arXiv 2503.18892), its default, called `mix` in the released code.
+    """
+    return (np.asarray(kind_B) == Kind.CORRECT).astype(np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatIndependent:
+    """The shaping that pays and punishes the format beside the answer, called `independent` in SimpleRL-Zoo's released code.
+
+    It is that paper's ablation (arXiv 2503.18892), not its recipe: a wrong answer in the right format is pushed down less than other
+    wrong ones, and a base model that cannot yet format is punished for answers that are right. correct, correct_unformatted, wrong,
+    wrong_unformatted: the four rewards. formatted: a name of `FORMATS`, or a function of the text. Correct is what the verifier calls
+    CORRECT, however it found the answer.
+    """
+
+    correct: float = 1.0
+    correct_unformatted: float = 0.5
+    wrong: float = -0.5
+    wrong_unformatted: float = -1.0
+    formatted: str | Callable[[str], bool] = "boxed"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.formatted, str) and self.formatted not in FORMATS:
+            raise unknown("format", self.formatted, FORMATS)
+
+    def __call__(self, kind_B: NDArray[np.int8], grade_B: NDArray[np.float64], texts_B: Sequence[str]) -> NDArray[np.float64]:
+        """Rewards (B,)."""
+        formatted = FORMATS[self.formatted] if isinstance(self.formatted, str) else self.formatted
+        formatted_B = np.array([bool(formatted(text)) for text in texts_B], dtype=bool)
+        right_B = np.where(formatted_B, self.correct, self.correct_unformatted)
+        return np.where(np.asarray(kind_B) == Kind.CORRECT, right_B, np.where(formatted_B, self.wrong, self.wrong_unformatted))
 
 
 def _own_name(name: str) -> str:

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from tutelage.errors import TutelageError, missing_extra, unknown
 from tutelage.pools import TaskPool
 from tutelage.tasks.readers import columns_of_rows, one_split
+from tutelage.tasks.solutions import from_answers
 
 PROMPT_NAMES = ("prompt", "question", "problem", "input", "instruction")
 ANSWER_NAMES = ("answer", "solution", "target", "output", "response", "label")
+SOLUTION_NAMES = ("solution", "worked_solution", "rationale", "demonstration", "explanation", "reasoning")
 RESERVED = frozenset(
     {"attention_mask", "chosen", "completion", "completion_ids", "completions", "environment", "environments", "input_ids", "labels"}
     | {"log_extra", "log_metric", "messages", "prompts", "rejected", "tools", "trainer_state"}
@@ -39,6 +41,7 @@ def pool_of(
     *,
     prompt: str | None = None,
     answer: str | None = None,
+    solution: str | None = None,
     arm: str | Sequence[str] | Mapping[str, Any] | None = None,
     difficulty: str | None = None,
     key: str | None = None,
@@ -49,6 +52,9 @@ def pool_of(
     prompt, answer: column names; by default the first that is there of prompt, question, problem, input, instruction, and of answer,
     solution, target, output, response, label. In the pool they are called `prompt` and `answer`; every other column keeps its name, but for
     one that would take the place of these or of `key`, which becomes `original_<name>`. A prompt is text or a list of chat messages.
+    solution: the column of worked solutions (text, or null where there is none), in the pool `solution`; by default the first that is
+    there and is text of solution, worked_solution, rationale, demonstration, explanation, reasoning; without one, the workings that the
+    answers themselves hold (`tutelage.tasks.solutions.from_answers`: GSM8K, MATH).
     arm: a column, several (their product makes the arms), or labels by name; default one arm. difficulty: a numeric column, larger is
     harder, or "length", which is the number of characters of the answer where no column is called so. key: a column of unique integers or
     strings; default `prompt_key`, or the row number where there is no prompt. source: where the table came from, for error messages.
@@ -56,7 +62,7 @@ def pool_of(
     columns = columns_of(table, source)
     if not columns or not len(next(iter(columns.values()))):
         raise TutelageError(f"{source or 'The table'} holds no tasks. Expected at least one row; check the file, the filter or the split.")
-    kept = renamed(columns, prompt=prompt, answer=answer, source=source)
+    kept = renamed(columns, prompt=prompt, answer=answer, solution=solution, source=source)
     if "key" in kept:  # a pool's row is told apart by its key, so no further column may be called so
         column = kept.pop("key")
         if key != "key":
@@ -112,15 +118,41 @@ def _find(columns: Mapping[str, Any], name: str | None, candidates: Sequence[str
     return found[0] if found else None
 
 
-def renamed(columns: Mapping[str, Any], *, prompt: str | None, answer: str | None, source: str = "") -> dict[str, Any]:
-    """The columns with the prompt's and the answer's under these names (see `pool_of`), and all others under their own."""
+def renamed(
+    columns: Mapping[str, Any], *, prompt: str | None, answer: str | None, solution: str | None = None, source: str = ""
+) -> dict[str, Any]:
+    """The columns with those of prompt, answer and worked solution under these names (see `pool_of`), and all others under their own."""
     prompt = _find(columns, prompt, PROMPT_NAMES, "prompt", source)
     answer = _find(columns, answer, ANSWER_NAMES, "answer", source)
-    kept = {name: columns[old] for name, old in (("prompt", prompt), ("answer", answer)) if old is not None}
+    roles = {"prompt": prompt, "answer": answer, "solution": _find_solution(columns, solution, (prompt, answer), source)}
+    kept = {role: columns[name] for role, name in roles.items() if name is not None}
     for name, column in columns.items():
-        if name not in (prompt, answer):
-            kept[f"original_{name}" if name in ("prompt", "answer") else name] = column
+        if name not in roles.values():
+            kept[f"original_{name}" if name in kept else name] = column
+    if "solution" not in kept and "answer" in kept and (workings := from_answers(kept["answer"])) is not None:
+        kept["solution"] = workings
     return kept
+
+
+def _find_solution(columns: Mapping[str, Any], name: str | None, taken: Sequence[str | None], source: str) -> str | None:
+    """The column of worked solutions: the one named, else the first candidate that has no other role and holds text."""
+    if name is None:
+        found = [candidate for candidate in SOLUTION_NAMES if candidate in columns and candidate not in taken]
+        return next((candidate for candidate in found if _not_text(columns[candidate]) is None), None)
+    wrong = _not_text(_named(columns, name, "solution", source))
+    if wrong is not None:
+        raise TutelageError(
+            f"The worked solution in column {name!r} is {columns[name][wrong]!r} in {_where(wrong, source)}; expected text, or null where "
+            "there is none. Name another column with solution=."
+        )
+    return name
+
+
+def _not_text(column: Any) -> int | None:
+    """The first row that is neither text nor null; the first at all where there is no text."""
+    rows = list(column)
+    other = next((row for row, value in enumerate(rows) if value is not None and not isinstance(value, str)), None)
+    return 0 if other is None and not any(rows) else other
 
 
 def _where(row: int, source: str) -> str:
@@ -213,12 +245,16 @@ def _repeated(key_N: NDArray[Any], repeats: int, prompts: Any, source: str) -> T
     )
 
 
-def to_dataset(pool: TaskPool, tokenizer: Any = None) -> Any:
+def to_dataset(pool: TaskPool, tokenizer: Any = None, *, template: str | None = None) -> Any:
     """The pool as a `datasets.Dataset` for TRL: row i of the data set is row i of the pool.
 
     Column `prompt` is conversational (`[{"role": "user", "content": …}]`, to which TRL applies the chat template) where the tokenizer has a
     chat template, else plain text that ends in a newline. `key` and all further columns follow under their names, those of `RESERVED` as
     `task_<name>`. Chat prompts of several messages need a chat template. Values are copied into the data set.
+
+    template: a text in which `{prompt}` stands for the task's prompt (of chat messages, for the content of the last); other braces are
+    left as they are. Plain text is then exactly the template. A base model that does not follow instructions is given one with
+    `tokenizer=None`, so that no chat template is used.
     """
     try:
         import datasets
@@ -229,8 +265,10 @@ def to_dataset(pool: TaskPool, tokenizer: Any = None) -> Any:
         raise TutelageError(
             f"This pool has no column 'prompt'; its columns are {', '.join(pool.columns) or 'none'}. A trainer needs prompts."
         )
+    if template is not None and "{prompt}" not in template:
+        raise TutelageError(f"The template {template[:60]!r} has no place for the task; write {{prompt}} where its prompt goes.")
     make = _as_messages if getattr(tokenizer, "chat_template", None) else _as_text
-    columns = {"prompt": [make(prompt) for prompt in pool.columns["prompt"]], "key": pool.key_N.tolist()}
+    columns = {"prompt": [make(prompt, template) for prompt in pool.columns["prompt"]], "key": pool.key_N.tolist()}
     for name, column in pool.columns.items():
         if name not in columns:
             columns[f"task_{name}" if name in RESERVED else name] = _values(column)
@@ -244,14 +282,26 @@ def to_dataset(pool: TaskPool, tokenizer: Any = None) -> Any:
         ) from None
 
 
-def with_answers(dataset: Any) -> Any:
-    """The rows of `to_dataset` as prompt and completion for supervised training, both as chat messages where the prompts are."""
+def with_answers(dataset: Any, column: str = "answer") -> Any:
+    """The rows of `to_dataset` as prompt and completion for supervised training, both as chat messages where the prompts are.
+
+    column: what is imitated: the "answer", or the worked "solution"; a row without it raises.
+    """
     import datasets
 
-    prompts = dataset["prompt"][:]
-    answers = [str(a) for a in dataset["answer"]]
+    if column not in dataset.column_names:
+        raise TutelageError(
+            f"There is nothing to imitate: the tasks have no column {column!r}; theirs are {', '.join(dataset.column_names)}. Name yours "
+            "in `columns`, or imitate another one."
+        )
+    prompts, texts = dataset["prompt"][:], dataset[column][:]
+    for row, text in enumerate(texts):
+        if text is None or not str(text).strip():
+            raise TutelageError(
+                f"The {column} of task {row + 1} (counted from 1) is {text!r}: there is nothing to imitate. Fill it, or drop it."
+            )
     chat = not isinstance(prompts[0], str)
-    completions = [[{"role": "assistant", "content": a}] for a in answers] if chat else answers
+    completions = [[{"role": "assistant", "content": str(text)}] if chat else str(text) for text in texts]
     return datasets.Dataset.from_dict({"prompt": prompts, "completion": completions})
 
 
@@ -265,16 +315,30 @@ def _fits(column: list[Any]) -> bool:
     return True
 
 
-def _as_messages(prompt: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
+def _as_messages(prompt: Any, template: str | None) -> list[dict[str, Any]]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
+    if template is not None:
+        messages[-1]["content"] = template.replace("{prompt}", _plain_content(messages[-1]["content"]))
+    return messages
 
 
-def _as_text(prompt: Any) -> str:
+def _as_text(prompt: Any, template: str | None) -> str:
     if not isinstance(prompt, str):
-        if len(prompt) > 1 or not isinstance(prompt[0]["content"], str):
+        if len(prompt) > 1:
             raise TutelageError(
                 f"A prompt consists of {len(prompt)} chat messages, but the tokenizer has no chat template to join them. Use a tokenizer "
                 "with a chat template (an instruction-tuned model's), or prompts that are plain text."
             )
-        prompt = prompt[0]["content"]
+        prompt = _plain_content(prompt[0]["content"])
+    if template is not None:
+        return template.replace("{prompt}", prompt)
     return prompt if prompt.endswith("\n") else f"{prompt}\n"
+
+
+def _plain_content(content: Any) -> str:
+    if not isinstance(content, str):
+        raise TutelageError(
+            f"A prompt's message holds {type(content).__name__} {str(content)[:60]!r}, not plain text: without a chat template, or in a "
+            "prompt template, only text has a place. Use a tokenizer with a chat template and no template, or prompts that are plain text."
+        )
+    return content

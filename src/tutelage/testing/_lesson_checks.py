@@ -66,7 +66,7 @@ def check_proposals(factory: Factory) -> None:
 
 
 def check_wants(factory: Factory) -> None:
-    """`wants()` is None or asks for valid rows, at least one attempt each, and reading it decides nothing."""
+    """`wants()` is None or asks for valid rows, at least one attempt or signal each, and reading it decides nothing."""
     pool = make_tasks(factory)
     curriculum = factory(pool, 0)
     for step in range(6):
@@ -82,7 +82,10 @@ def check_wants(factory: Factory) -> None:
                 f"wants().rows_N has shape {rows_N.shape} of {rows_N.dtype}, not (N,) of int64",
             )
             expect(((rows_N >= 0) & (rows_N < len(pool))).all(), f"wants() asks for rows outside the pool at lesson {step}")
-            expect(wants.attempts >= 1, f"wants() asks for {wants.attempts} attempts at lesson {step}")
+            expect(
+                wants.attempts >= (0 if wants.signals else 1),
+                f"wants() asks for {wants.attempts} attempts and {len(wants.signals)} signals at lesson {step}",
+            )
         lesson(curriculum, pool, step)
 
 

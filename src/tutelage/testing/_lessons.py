@@ -83,7 +83,8 @@ def simulate(
     solved_NG = (rng.random(shape) < chance_N1).astype(np.float64) if solved is None else np.broadcast_to(solved, shape).astype(np.float64)
     reward_NG = solved_NG if solved is not None else solved_NG + 0.1 * rng.random(shape)
     kind_NG = np.where(np.isnan(solved_NG), Kind.MALFORMED, np.where(solved_NG >= 1, Kind.CORRECT, Kind.WRONG))
-    value_N = np.where(np.isnan(solved_NG).all(axis=1), np.nan, rng.random(len(rows_N)))
+    unscorable_N = np.isnan(solved_NG).all(axis=1) & (attempts > 0)
+    value_N = np.where(unscorable_N, np.nan, rng.random(len(rows_N)))
     return Outcomes.of(
         pool,
         rows_N,

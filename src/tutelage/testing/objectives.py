@@ -60,7 +60,7 @@ def check_objective(
     _check_masks(objective, columns, counts, whole)
     _check_padding(objective, columns, max_length, whole)
     _check_half_precision(objective, columns, counts)
-    if any(key.startswith("advantage") for key in columns):
+    if any(_bare(key).startswith("advantage") for key in columns):
         _check_zero_advantage(objective, columns, counts, policy_only or {})
     if finite_differences:
         _check_finite_differences(objective, columns, counts)
@@ -69,9 +69,19 @@ def check_objective(
 def random_batch(keys: Iterable[str], *, rows: int = 7, tokens: int = 6, seed: int = 0) -> dict[str, Tensor]:
     """Float64 columns for `keys`: ragged lengths, a hole, a fully masked row, and ratios on both sides of the usual clips.
 
+    The columns of a source, `demonstrations/logp_BT`, are other numbers of the same shape, their rows in reverse order.
+
     Raises:
         TutelageError: a key whose shape its name does not tell.
     """
+    sources = sorted({_source(key) for key in keys} - {""})
+    if sources:
+        found = random_batch([key for key in keys if not _source(key)], rows=rows, tokens=tokens, seed=seed)
+        for place, source in enumerate(sources, start=1):
+            own = [key.removeprefix(source) for key in keys if _source(key) == source]
+            drawn = random_batch(own, rows=rows, tokens=tokens, seed=seed + place)
+            found |= {source + key: x.flip(0) for key, x in drawn.items()}
+        return found
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -137,9 +147,25 @@ def evaluate(
 
 def trim(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cut the `_BT` columns behind the last token that any mask lets through, as a loader does with a micro-batch (at least one column)."""
-    used_T = _used(batch).any(dim=0)
-    width = max(1, int(used_T.nonzero().max()) + 1 if used_T.any() else 1)
-    return {key: x[:, :width] if _wide(key) else x for key, x in batch.items()}
+    width = {}
+    for source in {_source(key) for key in batch}:
+        used_T = _used(batch, source).any(dim=0)
+        width[source] = max(1, int(used_T.nonzero().max()) + 1 if used_T.any() else 1)
+    return {key: x[:, : width[_source(key)]] if _wide(key) else x for key, x in batch.items()}
+
+
+def _source(key: str) -> str:
+    """The prefix of a source's column with its slash, `demonstrations/`; empty for the batch's own."""
+    return key[: key.rfind("/") + 1]
+
+
+def _bare(key: str) -> str:
+    """The column's name without its source."""
+    return key.removeprefix(_source(key))
+
+
+def _frozen(key: str) -> bool:
+    return _bare(key).startswith(FROZEN)
 
 
 def _wide(key: str) -> bool:
@@ -149,14 +175,16 @@ def _wide(key: str) -> bool:
 
 def _trained(batch: Mapping[str, Tensor]) -> list[str]:
     """The columns that may carry a gradient."""
-    return [key for key, x in batch.items() if x.is_floating_point() and _wide(key) and not key.startswith(FROZEN)]
+    return [key for key, x in batch.items() if x.is_floating_point() and _wide(key) and not _frozen(key)]
 
 
-def _used(batch: Mapping[str, Tensor]) -> Tensor:
-    masks = [x.bool() for key, x in batch.items() if key.endswith("mask_BT")]
+def _used(batch: Mapping[str, Tensor], source: str) -> Tensor:
+    """Where any mask of the source lets a token through; everywhere without masks."""
+    own = {key: x for key, x in batch.items() if _source(key) == source}
+    masks = [x.bool() for key, x in own.items() if key.endswith("mask_BT")]
     if masks:
         return torch.stack(masks).any(dim=0)
-    return torch.ones(next(x for key, x in batch.items() if _wide(key)).shape[:2], dtype=torch.bool)
+    return torch.ones(next((x for key, x in own.items() if _wide(key)), next(iter(own.values()))).shape[:2], dtype=torch.bool)
 
 
 def _same(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
@@ -197,7 +225,7 @@ def _check_pure(objective: Objective, batch: dict[str, Tensor], counts: Mapping[
     _same(evaluate(objective, batch, counts), whole, "a second call")
     for name in whole:
         key = name.removeprefix("grad/")
-        assert not (name.startswith("grad/") and key.startswith(FROZEN)), f"a gradient flows into {key}"
+        assert not (name.startswith("grad/") and _frozen(key)), f"a gradient flows into {key}"
 
 
 def _check_partitions(
@@ -214,15 +242,17 @@ def _check_partitions(
 
 
 def _check_masks(objective: Objective, batch: dict[str, Tensor], counts: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
-    used_BT = _used(batch)
+    used = {source: _used(batch, source) for source in {_source(key) for key in batch}}
     filled = {
-        key: x.masked_fill(~used_BT.view(*used_BT.shape, *[1] * (x.ndim - 2)), torch.nan) if _wide(key) and x.is_floating_point() else x
+        key: x.masked_fill(~used[_source(key)].view(*x.shape[:2], *[1] * (x.ndim - 2)), torch.nan)
+        if _wide(key) and x.is_floating_point()
+        else x
         for key, x in batch.items()
     }
     _same(evaluate(objective, filled, counts), whole, "NaN at masked positions")
     for name, grad in whole.items():
         if name.startswith("grad/") and _wide(name):
-            assert (grad[~used_BT] == 0).all(), f"{name} is not zero at masked positions"
+            assert (grad[~used[_source(name.removeprefix("grad/"))]] == 0).all(), f"{name} is not zero at masked positions"
 
 
 def _check_padding(objective: Objective, batch: dict[str, Tensor], max_length: int, whole: Mapping[str, Tensor]) -> None:
@@ -251,7 +281,7 @@ def _check_half_precision(objective: Objective, batch: dict[str, Tensor], counts
 def _check_zero_advantage(
     objective: Objective, batch: dict[str, Tensor], counts: Mapping[str, Tensor], policy_only: Mapping[str, Any]
 ) -> None:
-    idle = {key: torch.zeros_like(x) if key.startswith("advantage") else x for key, x in batch.items()}
+    idle = {key: torch.zeros_like(x) if _bare(key).startswith("advantage") else x for key, x in batch.items()}
     for name, value in evaluate(objective, idle, counts, **policy_only).items():
         assert not name.startswith("grad/") or (value == 0).all(), f"zero advantage leaves a policy gradient: {name} = {value}"
 

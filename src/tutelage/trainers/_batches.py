@@ -8,6 +8,7 @@ the log-probabilities (right-padded to the longest completion), `advantages` (on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,34 @@ PICTURES = ("pixel_values", "num_images", "image_grid_thw", "image_sizes", "mm_t
 FILL = {"tool_mask": 1}
 
 
+@dataclass
+class Rollouts:
+    """What one generation batch gave.
+
+    batch: this process's tensors, as TRL made them. length_b: tokens of this process's completions. Over all processes: reward_BF, raw
+    rewards, one column per reward function; columns, (N, G) each: solved and kind where known, reward, advantage, length, ended (by
+    itself, not by the limit). texts: the table of completions that TRL keeps, by column, where it is to be logged.
+    """
+
+    batch: Batch
+    reward_BF: Tensor
+    columns: dict[str, NDArray[Any]]
+    length_b: list[int]
+    texts: dict[str, list[Any]]
+
+
+@dataclass
+class Heard:
+    """What the reward functions were given and gave, caught on the way. prompts: what they are shown instead of what was generated from."""
+
+    prompts: list[Any] | None = None
+    reward_BF: Tensor | None = None
+    length_b: list[int] = field(default_factory=list)
+    ended_b: list[bool] = field(default_factory=list)
+    solved_b: list[float] | None = None
+    kind_b: list[int] | None = None
+
+
 def token_columns(batches: Sequence[Batch]) -> frozenset[str]:
     """Keys with one entry per completion token: as wide as the completions in every batch."""
     tensors = {key for key, value in batches[0].items() if isinstance(value, Tensor) and value.ndim > 1 and not key.startswith("prompt")}
@@ -34,7 +63,8 @@ def take_apart(batch: Batch, length_b: Sequence[int], wide: frozenset[str]) -> l
     pictures = [key for key in PICTURES if key in batch]
     if pictures:
         raise TutelageError(
-            f"A curriculum that filters cannot regroup batches with images (this one has {', '.join(pictures)}); use one that does not."
+            f"A curriculum that filters, or a teacher that intervenes, cannot regroup batches with images (this one has "
+            f"{', '.join(pictures)}); do without."
         )
     samples: list[Sample] = []
     tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor) and value.ndim > 0}

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from tutelage.curricula._base import Curriculum, Wants
 from tutelage.errors import TutelageError
 from tutelage.outcomes import Outcomes
+from tutelage.trainers import _signals, _teacher
+from tutelage.trainers._batches import Rollouts
+from tutelage.trainers._rollouts import aside, check_judgement, joined_columns
 from tutelage.trainers._sync import decide
-from tutelage.trainers._trl_private import Rollouts
 from tutelage.trainers.ledger import Lesson
 
 if TYPE_CHECKING:
@@ -25,9 +27,12 @@ T = TypeVar("T")
 
 @dataclass
 class Taught:
-    """A lesson as every rank knows it: the rollouts and which groups may train."""
+    """A lesson as every rank knows it: the student's rollouts, what a teacher changed in them, the columns (N, G) of the groups as they
+    are now, and which of them may train."""
 
     rollouts: Rollouts
+    help: _teacher.Help
+    columns: dict[str, NDArray[Any]]
     admitted_N: NDArray[np.bool_]
 
 
@@ -49,22 +54,32 @@ def teach(trainer: GRPOLessons) -> Taught:
     groups = trainer.groups_per_batch
     rows_N = ask(trainer, lambda: trainer.curriculum.propose(groups))
     rollouts = trainer.roll_out(rows_N, trainer.num_generations)
-    _check_judgement(trainer, rollouts.columns)
+    check_judgement(trainer, rollouts.columns)
     trainer.ledger.lessons += 1
     trainer.ledger.rollouts += groups * trainer.num_generations
     trainer.ledger.tokens += int(rollouts.columns["length"].sum())
-    fields = {name: value for name, value in rollouts.columns.items() if name != "ended"}
-    return Taught(rollouts, learn(trainer, rows_N, fields))
+    own: dict[str, Any] = {name: value for name, value in rollouts.columns.items() if name != "ended"}
+    names = _signals.lesson_names(trainer.curriculum)
+    signals = {"signals": _signals.of_rollouts(trainer, rollouts, names)} if names else {}
+    if not trainer.intervenes:
+        return Taught(rollouts, _teacher.Help(), own, learn(trainer, rows_N, own | signals))
+    help = _teacher.intervene(trainer, rows_N, rollouts)
+    mixed = _teacher.mixed_columns(trainer, rollouts, help)
+    return Taught(rollouts, help, mixed, learn(trainer, rows_N, own | signals, mixed | signals))
 
 
-def learn(trainer: Lessons, rows_N: NDArray[np.int64], fields: dict[str, Any]) -> NDArray[np.bool_]:
-    """Show a lesson's outcomes to the curriculum, and then to the callbacks; which groups may train, on every rank."""
+def learn(trainer: Lessons, rows_N: NDArray[np.int64], fields: dict[str, Any], mixed: dict[str, Any] | None = None) -> NDArray[np.bool_]:
+    """Show a lesson's outcomes to the curriculum, and then to the callbacks; which groups may train, on every rank.
+
+    fields: of the student's own attempts, which are observed. mixed: of the groups as a teacher left them, which are admitted or not.
+    """
     cur = trainer.curriculum
 
     def show() -> NDArray[np.bool_]:
-        outcomes = Outcomes.of(cur.pool, rows_N, step=trainer.state.global_step, **fields)
+        step = trainer.state.global_step
+        outcomes = Outcomes.of(cur.pool, rows_N, step=step, **fields)
         cur.observe(outcomes)
-        admitted_N = np.asarray(cur.admit(outcomes))
+        admitted_N = np.asarray(cur.admit(outcomes if mixed is None else Outcomes.of(cur.pool, rows_N, step=step, **mixed)))
         if admitted_N.shape != rows_N.shape or admitted_N.dtype != bool:
             raise TutelageError(
                 f"{type(cur).__name__}.admit returned {admitted_N.dtype} of shape {admitted_N.shape}; expected bool, {rows_N.shape}."
@@ -84,26 +99,27 @@ def answer_wants(trainer: GRPOLessons) -> None:
     wants = wanted(trainer)
     if wants is None:
         return
-    if wants.signals:
+    strange = sorted(set(wants.signals) - _signals.OF_PROMPTS)
+    if strange:
         raise TutelageError(
-            f"The curriculum {trainer.curriculum.name!r} wants the signals {', '.join(wants.signals)}; GRPO measures attempts: solved, "
-            "kind, reward and length. Use it with trl.SFTTrainer, which measures loss and entropy, or without those signals."
+            f"The curriculum {trainer.curriculum.name!r} wants the signals {', '.join(strange)}; GRPO measures attempts, and of prompts "
+            f"{', '.join(sorted(_signals.OF_PROMPTS))}. trl.SFTTrainer measures loss and entropy."
         )
-    rows_N, attempts, world = np.asarray(wants.rows_N, dtype=np.int64), wants.attempts, trainer.accelerator.num_processes
-    size = world * max(trainer.args.generation_batch_size // (attempts * world), 1)
-    parts: list[dict[str, NDArray[Any]]] = []
-    with trainer.unlogged():
-        for start in range(0, len(rows_N), size):
-            rows_M = rows_N[start : start + size]
-            padded_M = np.concatenate([rows_M, np.repeat(rows_M[-1:], -len(rows_M) % world)])  # equal shares; copies are not looked at
-            columns = trainer.roll_out(padded_M, attempts).columns
-            parts.append({name: value[: len(rows_M)] for name, value in columns.items()})
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    _check_judgement(trainer, joined)
+    rows_N = np.asarray(wants.rows_N, dtype=np.int64)
+    fields: dict[str, Any] = _attempted(trainer, rows_N, wants.attempts) if wants.attempts else {}
+    if wants.signals:
+        fields["signals"] = _signals.of_prompts(trainer, rows_N, wants.signals)
+    tell_probe(trainer, wants, fields)
+
+
+def _attempted(trainer: GRPOLessons, rows_N: NDArray[np.int64], attempts: int) -> dict[str, NDArray[Any]]:
+    """What `attempts` completions of each row show; they are entered in the ledger."""
+    joined = joined_columns(aside(trainer, rows_N, attempts))
+    check_judgement(trainer, joined)
     trainer.ledger.probe_rollouts += joined["length"].size
     trainer.ledger.rollouts += joined["length"].size
     trainer.ledger.tokens += int(joined["length"].sum())
-    tell_probe(trainer, wants, {name: value for name, value in joined.items() if name not in ("ended", "advantage")})
+    return {name: value for name, value in joined.items() if name not in ("ended", "advantage")}
 
 
 def wanted(trainer: Lessons) -> Wants | None:
@@ -122,20 +138,3 @@ def tell_probe(trainer: Lessons, wants: Wants, fields: dict[str, Any]) -> None:
         cur.observe(Outcomes.of(cur.pool, wants.rows_N, step=trainer.state.global_step, **fields), probe=True)
 
     ask(trainer, show)
-
-
-def _check_judgement(trainer: GRPOLessons, columns: dict[str, NDArray[Any]]) -> None:
-    """Drop `solved`, for good, where nobody named a judge and the first reward is none; raise if the curriculum needs one."""
-    if trainer.judge.given is not None or "solved" not in columns:
-        return
-    low, high = np.nanmin(columns["solved"], initial=0.0), np.nanmax(columns["solved"], initial=1.0)
-    if low >= 0 and high <= 1:
-        return
-    if "solved_NG" in trainer.curriculum.needs:
-        raise TutelageError(
-            f"The curriculum {trainer.curriculum.name!r} looks at what was solved, and the first reward function "
-            f"({trainer.reward_func_names[0]!r}) gives values from {low:g} to {high:g}; a judgement lies in [0, 1]. "
-            "Say which reward function is the verifier, or give one: with_curriculum(...)(..., solved='its_name' or a function)."
-        )
-    del columns["solved"]
-    trainer.judge.column = None

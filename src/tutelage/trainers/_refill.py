@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.errors import TutelageError
+from tutelage.trainers import _teacher
 from tutelage.trainers._batches import (
     Batch,
+    Rollouts,
     Sample,
     advantages,
     completion_metrics,
@@ -29,7 +31,7 @@ from tutelage.trainers._batches import (
 )
 from tutelage.trainers._lesson import Taught, answer_wants, teach
 from tutelage.trainers._sync import gathered
-from tutelage.trainers._trl_private import PER_SAMPLE, Rollouts
+from tutelage.trainers._trl_private import PER_SAMPLE
 
 if TYPE_CHECKING:
     from tutelage.trainers.trl import GRPOLessons
@@ -57,10 +59,13 @@ def next_batch(trainer: GRPOLessons) -> Batch:
     _check_enough(trainer, rounds, admitted_M)
     choice = choose(admitted_M, trainer.groups_per_batch, partial=trainer.on_short == "partial")
     batch, reward_BF = rounds[0].rollouts.batch, rounds[0].rollouts.reward_BF
-    if not admitted_M.all():
-        batch, reward_BF = assemble(trainer, [taught.rollouts for taught in rounds], choice, mark)
+    if any(taught.help.stand_ins for taught in rounds) or not admitted_M.all():
+        batch, reward_BF = assemble(trainer, [taught.rollouts for taught in rounds], choice, mark, [taught.help for taught in rounds])
     _account(trainer, rounds, choice, admitted_M)
-    return batch if trainer.objective is None else trainer.prepared(batch, reward_BF, trainer.num_generations)
+    if trainer.objective is not None:
+        batch = trainer.prepared(batch, reward_BF, trainer.num_generations)
+        _teacher.cap_own_advantages(batch)
+    return batch
 
 
 def choose(admitted_M: NDArray[np.bool_], wanted: int, *, partial: bool) -> Choice:
@@ -71,22 +76,30 @@ def choose(admitted_M: NDArray[np.bool_], wanted: int, *, partial: bool) -> Choi
     return Choice(np.concatenate([chosen_N, filler_N]), np.arange(wanted) >= wanted - short * partial)
 
 
-def assemble(trainer: GRPOLessons, rounds: Sequence[Rollouts], choice: Choice, mark: dict[str, int]) -> tuple[Batch, Tensor]:
+def assemble(
+    trainer: GRPOLessons, rounds: Sequence[Rollouts], choice: Choice, mark: dict[str, int], helps: Sequence[_teacher.Help] = ()
+) -> tuple[Batch, Tensor]:
     """This process's part of the training batch of the chosen groups, wherever their samples were generated, and all its raw rewards.
 
-    Advantages, counts, metrics and TRL's table of completions are those of a batch that was generated in one.
+    Advantages, counts, metrics and TRL's table of completions are those of a batch that was generated in one. helps: what a teacher changed
+    in each round; its stand-ins take the places of the samples that gave way.
     """
     attempts = trainer.num_generations
-    number_B = (choice.group_N[:, None] * attempts + np.arange(attempts)).ravel()  # samples, counted over rounds, then over ranks
+    own_B = (choice.group_N[:, None] * attempts + np.arange(attempts)).ravel()  # samples, counted over rounds, then over ranks
     live_B = np.repeat(~choice.inert_N, attempts)
-    local = trainer.local(len(number_B))
-    batch = put_together(*_fetch(trainer, rounds, number_B, local), pad_id=trainer.pad_id, multiple_of=trainer.pad_to_multiple_of)
-    reward_BF = torch.cat([r.reward_BF for r in rounds])[torch.from_numpy(number_B).to(rounds[0].reward_BF.device)]
+    local = trainer.local(len(own_B))
+    sources = [*rounds, *(rollouts for help in helps for rollouts in help.rollouts)]
+    stand_ins, number_B = _stand_ins(rounds, helps, own_B, live_B)
+    samples, wide = _fetch(trainer, sources, own_B, number_B, local)
+    kept = {row: sample.pop(_teacher.GUIDED_LOGP) for row, sample in enumerate(samples) if _teacher.GUIDED_LOGP in sample}
+    batch = put_together(samples, wide, pad_id=trainer.pad_id, multiple_of=trainer.pad_to_multiple_of)
+    reward_BF = torch.cat([r.reward_BF for r in sources])[torch.from_numpy(number_B).to(rounds[0].reward_BF.device)]
     alive_B = torch.from_numpy(live_B).to(reward_BF.device)
     rule = {"scale": trainer.scale_rewards, "aggregation": trainer.multi_objective_aggregation}
     advantage_L, std_L = advantages(reward_BF[alive_B], trainer.reward_weights, attempts, **rule)
+    advantage_B = torch.zeros_like(alive_B, dtype=advantage_L.dtype).masked_scatter(alive_B, advantage_L)
+    advantage_B = _teacher.capped(advantage_B, stand_ins)
     if batch["advantages"].ndim == 1:  # a subclass's advantages per token stay as they are
-        advantage_B = torch.zeros_like(alive_B, dtype=advantage_L.dtype).masked_scatter(alive_B, advantage_L)
         batch["advantages"] = advantage_B[local].to(batch["advantages"])
     batch["completion_mask"] = batch["completion_mask"] * alive_B[local].to(batch["completion_mask"]).unsqueeze(1)
     mask = batch["completion_mask"] * batch.get("tool_mask", 1)
@@ -97,19 +110,40 @@ def assemble(trainer: GRPOLessons, rounds: Sequence[Rollouts], choice: Choice, m
         if trainer.loss_type in PER_SAMPLE:
             batch["loss_scale"] = torch.tensor(float(len(live_B) / live_B.sum()), device=mask.device)
     told = reward_metrics(reward_BF[alive_B], trainer.reward_weights, trainer.reward_func_names, std_L)
-    _rewrite_metrics(trainer, rounds, number_B[live_B], mark, told)
+    _rewrite_metrics(trainer, sources, own_B[live_B], number_B[live_B], mark, told, advantage_B[alive_B].tolist())
+    _teacher.settle(trainer, batch, stand_ins, kept, len(own_B))
     return batch, reward_BF
 
 
+def _stand_ins(
+    rounds: Sequence[Rollouts], helps: Sequence[_teacher.Help], own_B: NDArray[np.int64], live_B: NDArray[np.bool_]
+) -> tuple[dict[int, _teacher.StandIn], NDArray[np.int64]]:
+    """The stand-ins by their place in the training batch, and the number of the sample in each place, over rounds and then helps."""
+    size = len(rounds[0].reward_BF)
+    guided = [sum(len(rollouts.reward_BF) for rollouts in help.rollouts) for help in helps]
+    first = size * len(rounds) + np.cumsum([0, *guided])
+    stand_ins, number_B = {}, own_B.copy()
+    for place, (own, live) in enumerate(zip(own_B.tolist(), live_B, strict=True)):
+        stand_in = helps[own // size].stand_ins.get(own % size) if helps and live else None
+        if stand_in is not None:
+            stand_ins[place], number_B[place] = stand_in, first[own // size] + stand_in.number
+    return stand_ins, number_B
+
+
 def _fetch(
-    trainer: GRPOLessons, rounds: Sequence[Rollouts], number_B: NDArray[np.int64], local: slice
+    trainer: GRPOLessons, sources: Sequence[Rollouts], own_B: NDArray[np.int64], number_B: NDArray[np.int64], local: slice
 ) -> tuple[list[Sample], frozenset[str]]:
-    """The samples of this process's part, from whichever process generated them, and which of their columns run over tokens."""
-    wide = token_columns([r.batch for r in rounds])
-    needed = set(number_B.tolist())
+    """The samples of this process's part, from whichever process generated them, and which of their columns run over tokens.
+
+    own_B: whose prompt a sample has. number_B: whose everything else. The two differ where a teacher put in a guided attempt.
+    """
+    wide = token_columns([r.batch for r in sources])
+    needed = {*own_B.tolist(), *number_B.tolist()}
     mine: dict[int, Sample] = {}
-    for r, rolled in enumerate(rounds):
-        numbers = range(r * len(number_B) + local.start, r * len(number_B) + local.stop)
+    end = 0
+    for rolled in sources:
+        part, end = trainer.local(len(rolled.reward_BF)), end + len(rolled.reward_BF)
+        numbers = range(end - len(rolled.reward_BF) + part.start, end - len(rolled.reward_BF) + part.stop)
         if needed.intersection(numbers):
             samples = take_apart(rolled.batch, rolled.length_b, wide)
             mine |= {n: sample for n, sample in zip(numbers, samples, strict=True) if n in needed}
@@ -117,22 +151,33 @@ def _fetch(
         mine = {n: {key: value.cpu() for key, value in sample.items()} for n, sample in mine.items()}
     everybody = {n: sample for part in gathered([mine]) for n, sample in part.items()}
     device = trainer.accelerator.device
-    return [{key: value.to(device) for key, value in everybody[n].items()} for n in number_B[local].tolist()], wide
+    chosen = [
+        everybody[n] | {key: value for key, value in everybody[own].items() if key.startswith("prompt")}
+        for own, n in zip(own_B[local].tolist(), number_B[local].tolist(), strict=True)
+    ]
+    return [{key: value.to(device) for key, value in sample.items()} for sample in chosen], wide
 
 
 def _rewrite_metrics(
-    trainer: GRPOLessons, rounds: Sequence[Rollouts], number_L: NDArray[np.int64], mark: dict[str, int], told: dict[str, float]
+    trainer: GRPOLessons,
+    sources: Sequence[Rollouts],
+    own_L: NDArray[np.int64],
+    number_L: NDArray[np.int64],
+    mark: dict[str, int],
+    told: dict[str, float],
+    advantage_L: list[float],
 ) -> None:
     """One value per metric for the whole training batch: of the samples trained on where that can be told, else the rounds' mean."""
-    length_L, ended_L = (np.concatenate([r.columns[name].ravel() for r in rounds])[number_L] for name in ("length", "ended"))
+    length_L, ended_L = (np.concatenate([r.columns[name].ravel() for r in sources])[number_L] for name in ("length", "ended"))
     told = told | completion_metrics(length_L, ended_L)
     for name, values in trainer.training_metrics.items():
         fresh = values[mark.get(name, 0) :]
         if fresh and name != "num_tokens":  # TRL keeps a running total there
             values[mark.get(name, 0) :] = [told.get(name, float(np.nanmean(fresh)))]
-    for name, old in rounds[0].texts.items():
-        everything = [entry for r in rounds for entry in r.texts.get(name, [None] * len(old))]
-        trainer.table_column(name).extend(everything[n] for n in number_L)
+    for name in sources[0].texts:
+        everything = [entry for r in sources for entry in r.texts.get(name, [None] * len(r.reward_BF))]
+        rows_L = own_L if name == "prompt" else number_L
+        trainer.table_column(name).extend(advantage_L if name == "advantages" else [everything[n] for n in rows_L])
 
 
 def _admitted(rounds: Sequence[Taught]) -> NDArray[np.bool_]:
@@ -170,8 +215,9 @@ def _account(trainer: GRPOLessons, rounds: Sequence[Taught], choice: Choice, adm
     """Ledger and metrics of one training batch."""
     attempts = trainer.num_generations
     trained_N = choice.group_N[~choice.inert_N]
-    length_MG = np.concatenate([taught.rollouts.columns["length"] for taught in rounds])
-    trainer.ledger.rejected_rollouts += (len(admitted_M) - len(trained_N)) * attempts
+    length_MG = np.concatenate([taught.columns["length"] for taught in rounds])
+    gave_way = [r * trainer.groups_per_batch + place // attempts for r, taught in enumerate(rounds) for place in taught.help.stand_ins]
+    trainer.ledger.rejected_rollouts += (len(admitted_M) - len(trained_N)) * attempts + int(np.isin(gave_way, trained_N).sum())
     trainer.ledger.training_tokens += int(length_MG[trained_N].sum())
     metrics = {"acceptance": float(admitted_M.mean())} if trainer.curriculum.filters else {}
     rate_M = _solved(rounds) if metrics else None

@@ -1,7 +1,8 @@
 """What a checkpoint carries for the adapter, and how a run takes it up again.
 
-Beside TRL's own files: `lessons.npz` (the curriculum's state, the ledger, counters), `engine_rank<r>.pt` (each process's share of what TRL
-keeps in memory) and, where the reference model moves, `reference.pt`. Random states are in TRL's `rng_state*.pth`, one per process.
+Beside TRL's own files: `lessons.npz` (the states of the curriculum and of the objective's sources and controller, the ledger, counters),
+`engine_rank<r>.pt` (each process's share of what TRL keeps in memory) and, where the reference model moves, `reference.pt`. Random states
+are in TRL's `rng_state*.pth`, one per process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tutelage.trainers.trl import Lessons
 
 logger = logging.getLogger(__name__)
+WORDS = {"curriculum": "a curriculum", "mix": "demonstrations or a controller in its objective"}
 LESSONS, ENGINE, REFERENCE = "lessons.npz", "engine_rank{}.pt", "reference.pt"
 
 
@@ -31,7 +33,8 @@ def write(trainer: Lessons, folder: Path) -> None:
     torch.save(trainer.engine_state(), folder / ENGINE.format(trainer.accelerator.process_index))
     if not trainer.args.should_save:
         return
-    state = {"curriculum": trainer.curriculum.state_dict(), "ledger": trainer.ledger.state_dict(), "barren": trainer.barren}
+    state: dict[str, Any] = {"ledger": trainer.ledger.state_dict(), "barren": trainer.barren}
+    state |= {name: part.state_dict() for name, part in _parts(trainer).items()}
     save_state(folder / LESSONS, state)
     if _moving_reference(trainer):
         torch.save(trainer.accelerator.unwrap_model(trainer.ref_model).state_dict(), folder / REFERENCE)
@@ -47,7 +50,14 @@ def take_up(trainer: Lessons, given: bool | str) -> str:
     for name, reason in trainer.skipped_checkpoints.items():
         logger.warning("Passing over %s: %s.", run / name, reason)
     saved = load_state(path / LESSONS)
-    trainer.curriculum.load_state_dict(saved["curriculum"])
+    for name, part in _parts(trainer).items():
+        if name not in saved:
+            raise TutelageError(f"The checkpoint {path} was made without {WORDS[name]}; go on without, or start anew.")
+        part.load_state_dict(saved[name])
+    for name in WORDS.keys() & saved.keys() - _parts(trainer).keys():
+        raise TutelageError(
+            f"The checkpoint {path} was made with {WORDS[name]}, and this trainer has none. Give it the same, or start anew."
+        )
     trainer.ledger.load_state_dict(saved["ledger"])
     trainer.barren = int(saved["barren"])
     _load_engine(trainer, path)
@@ -55,6 +65,11 @@ def take_up(trainer: Lessons, given: bool | str) -> str:
         weights = torch.load(path / REFERENCE, map_location="cpu", weights_only=True)
         trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(weights)
     return str(path)
+
+
+def _parts(trainer: Lessons) -> dict[str, Any]:
+    """What has a state, by its name in `lessons.npz`."""
+    return {name: part for name in WORDS if (part := getattr(trainer, name)) is not None}
 
 
 def _find(run: Path, given: bool | str) -> tuple[Path, dict[str, str]]:

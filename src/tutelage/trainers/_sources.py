@@ -1,128 +1,182 @@
-"""Whose text a step of supervised distillation trains on: the data's, the student's own, or the teacher's (GKD, arXiv 2306.13649, alg. 1).
+"""Demonstrations beside the rollouts: tokenised once, drawn without replacement, spread over micro-batches and processes.
 
-    gkd = with_curriculum(trl.SFTTrainer)(..., teacher=big, objective=objective("gkd"), sources=Sources(lmbda=0.5))
-
-No gradient flows through the writing: what was written is data. The paper and TRL's GKDTrainer draw for every batch; here one draw holds
-for an optimiser step, on all its micro-batches and processes. It depends on the seed and the step alone: a resumed run draws the same.
+Each row is a prompt and a completion, as text or chat, or `messages` whose last one is the completion. Both are tokenised as
+`trl.SFTTrainer` does: with the chat template, or with the end token added to a text; the tokens of the completion are trained. The order
+is a keyed permutation of the rows, a new one for every pass, that depends on the seed and on how many were drawn; every process draws
+the same rows and takes its share. A micro-batch that gets fewer rows than others is filled with masked copies, which count nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from tutelage.curricula._draws import Deck
 from tutelage.errors import TutelageError
-from tutelage.teachers._forward import evaluating, seeded
-from tutelage.teachers.sequences import completion_mask
 from tutelage.trainers._batches import Batch, padded
 
 if TYPE_CHECKING:
-    from tutelage.trainers.trl import SFTLessons
+    from tutelage.trainers.trl import GRPOLessons
 
-Source = Literal["student", "teacher", "data"]
+logger = logging.getLogger(__name__)
 IGNORED = -100
+Tokenise = Callable[..., list[int]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """GKD's data rule; the defaults are those of TRL's GKDConfig.
+class Example(NamedTuple):
+    """A tokenised demonstration; labels are `IGNORED` where a token is not trained."""
 
-    Args:
-        lmbda: probability that a step trains on the student's own answers to the data's prompts. 0 is supervised distillation, 1 on-policy.
-        seq_kd: the other steps train on the teacher's answers instead of the data's.
-        temperature: of the writing; 0.9 in TRL, 1 samples from the model itself.
-        max_new_tokens: length of an answer.
+    ids: list[int]
+    labels: list[int]
 
-    Raises:
-        TutelageError: a share outside [0, 1], a temperature or length that is not positive.
+
+class Window(NamedTuple):
+    """The demonstrations of one optimiser step: all of them, and this process's micro-batches."""
+
+    rows_N: NDArray[np.int64]
+    batches: list[Batch]
+
+
+@dataclass
+class Source:
+    """A source of demonstrations with its place in the order.
+
+    name: as the objective calls it. per_step: demonstrations of one optimiser step, over all processes. pad_id: of the tokenizer.
     """
 
-    lmbda: float = 0.5
-    seq_kd: bool = False
-    temperature: float = 0.9
-    max_new_tokens: int = 128
+    name: str
+    examples: Sequence[Example]
+    per_step: int
+    seed: int
+    pad_id: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lmbda <= 1 or self.temperature <= 0 or self.max_new_tokens < 1:
+        if self.per_step < 1:
             raise TutelageError(
-                f"Sources takes lmbda from 0 to 1 and a positive temperature and max_new_tokens; got {self.lmbda}, {self.temperature} and "
-                f"{self.max_new_tokens}."
+                f"{self.name}_per_step is the number of {self.name} in one optimiser step, at least 1; got {self.per_step!r}."
             )
+        self.deck = Deck(np.array([len(self.examples)]), self.seed)
+
+    def draw(self, micro_batches: int, rank: int, world: int) -> Window:
+        """The next `per_step` rows; the rows of one micro-batch lie in the order of processes."""
+        rows_N = self.deck.draw(np.zeros(self.per_step, dtype=np.int64))
+        share = -(-len(rows_N) // (micro_batches * world))
+        inert_N = np.full(micro_batches * world * share - len(rows_N), -1)
+        spread = np.concatenate([rows_N, inert_N]).reshape(micro_batches, world, share)[:, rank]
+        return Window(rows_N, [self.collate(rows_b, filler=int(rows_N[0])) for rows_b in spread])
+
+    def collate(self, rows_b: NDArray[np.int64], *, filler: int) -> Batch:
+        """Rows as one right-padded batch, for -1 a masked copy of `filler`."""
+        examples = [
+            self.examples[r] if r >= 0 else Example(self.examples[filler].ids, [IGNORED] * len(self.examples[filler].ids)) for r in rows_b
+        ]
+        ids = [torch.tensor(e.ids) for e in examples]
+        return {
+            "input_ids": padded(ids, self.pad_id, left=False, multiple_of=None),
+            "attention_mask": padded([torch.ones_like(x) for x in ids], 0, left=False, multiple_of=None),
+            "labels": padded([torch.tensor(e.labels) for e in examples], IGNORED, left=False, multiple_of=None),
+        }
+
+    def mask(self, rows_N: NDArray[np.int64]) -> Tensor:
+        """Which tokens of the rows are trained, as the model predicts them (N, T - 1)."""
+        labels = [torch.tensor(self.examples[row].labels) for row in rows_N]
+        return padded(labels, IGNORED, left=False, multiple_of=None)[:, 1:] != IGNORED
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.identity, "seed": self.seed, **self.deck.state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if (state["rows"], state["seed"]) != (self.identity, self.seed):
+            raise TutelageError(
+                f"The checkpoint was made with other {self.name} or another order of them: {state['rows']}, seed {state['seed']}; here it "
+                f"is {self.identity}, seed {self.seed}. Give the same data set and seed, or start anew."
+            )
+        self.deck.load(dict(state))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """What the rows are, in words and a hash."""
+        digest = hashlib.blake2b(digest_size=8)
+        for example in self.examples:
+            digest.update(np.array([len(example.ids), *example.ids, *example.labels], dtype=np.int64).tobytes())
+        return f"{len(self.examples)} rows with the hash {digest.hexdigest()}"
 
 
-def choose_source(rng: np.random.Generator, lmbda: float, seq_kd: bool) -> Source:
-    """The student with probability λ, exactly never at 0 and always at 1; else the teacher with `seq_kd`, else the data."""
-    if rng.random() < lmbda:
-        return "student"
-    return "teacher" if seq_kd else "data"
+def scored(trainer: GRPOLessons, model: Any, inputs: Batch) -> Any:
+    """The forward pass over demonstrations, at temperature 1 as in supervised training: `log_probs`, `entropy`, `label_mask`, (B, T - 1).
+
+    TRL's fused head has the temperature of the rollouts built in; where that is another, the logits of the trained tokens are computed.
+    """
+    if trainer.temperature == 1:
+        return trainer.scored(model, inputs)
+    label_BT = inputs["labels"][:, 1:]
+    mask_BT = label_BT != IGNORED
+    logits_BTV = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+    logp_MV = logits_BTV[:, :-1][mask_BT].float().log_softmax(-1)
+    columns = {"log_probs": logp_MV.gather(1, label_BT[mask_BT].unsqueeze(1))[:, 0], "entropy": -(logp_MV.exp() * logp_MV).sum(1)}
+    spread = {name: value.new_zeros(mask_BT.shape).masked_scatter(mask_BT, value) for name, value in columns.items()}
+    return SimpleNamespace(**spread, label_mask=mask_BT)
 
 
-def drawn(trainer: SFTLessons, batches: list[Batch]) -> list[Batch]:
-    """The micro-batches of one step, with answers of the source that is drawn for it."""
-    rule, step = trainer.sources, trainer.state.global_step
-    assert rule is not None
-    rng = np.random.default_rng([trainer.args.seed, step])
-    source = choose_source(rng, rule.lmbda, rule.seq_kd)
-    trainer.record("sources/student", float(source == "student"))
-    if source == "data":
-        return batches
-    seeds = np.random.default_rng([trainer.args.seed, step, trainer.shares[0]]).integers(2**62, size=len(batches))
-    with trainer.generating(source) as model, evaluating(model), torch.no_grad():
-        return [_answered(trainer, model, batch, int(seed)) for batch, seed in zip(batches, seeds, strict=True)]
+def tokeniser(trainer: GRPOLessons) -> Tokenise:
+    """`f(text_or_messages, reply_follows=...)`, the token ids with the template, tools and options that rollouts get."""
+    tokenizer = trainer.text_tokenizer
+    options = {"tools": trainer.tools or None, "chat_template": trainer.chat_template, **trainer.chat_template_kwargs}
+
+    def tokenise(text: Any, *, reply_follows: bool) -> list[int]:
+        if isinstance(text, str):
+            return tokenizer(text=text)["input_ids"]
+        return tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, add_generation_prompt=reply_follows, **options)[
+            "input_ids"
+        ]
+
+    return tokenise
 
 
-def _answered(trainer: SFTLessons, model: Any, batch: Batch, seed: int) -> Batch:
-    """The batch with the model's answers in place of all from the first trained token on; rows without one stay untrained."""
-    rule, device = trainer.sources, model.device
-    assert rule is not None
-    trained_BL = batch["labels"] != IGNORED
-    first_B = torch.where(trained_BL.any(1), trained_BL.long().argmax(1), batch["attention_mask"].sum(1)).tolist()
-    prompts = [ids[: max(first, 1)] for ids, first in zip(batch["input_ids"], first_B, strict=True)]
-    ids_BL = padded(prompts, trainer.pad_id, left=True, multiple_of=None).to(device)
-    mask_BL = padded([torch.ones_like(ids) for ids in prompts], 0, left=True, multiple_of=None).to(device)
-    with seeded(model, seed):
-        written_BL = model.generate(
-            input_ids=ids_BL, attention_mask=mask_BL, do_sample=True, temperature=rule.temperature, top_k=0, top_p=1.0, use_cache=True,
-            max_new_tokens=rule.max_new_tokens, eos_token_id=trainer.end_ids, pad_token_id=trainer.pad_id,
+def tokenised(dataset: Any, tokenise: Tokenise, eos: str | None, name: str) -> list[Example]:
+    """The rows of a data set as examples.
+
+    tokenise: as `tokeniser` makes it. eos: what ends a text.
+
+    Raises:
+        TutelageError: no rows, columns that are neither of the two kinds, or a row without anything to train on; it names the row.
+    """
+    columns = set(getattr(dataset, "column_names", None) or ())
+    if not len(dataset) or not (columns >= {"prompt", "completion"} or "messages" in columns):
+        raise TutelageError(
+            f"{name}= takes a datasets.Dataset with rows and the columns 'prompt' and 'completion' (text or chat), or 'messages'; got "
+            f"{len(dataset)} rows with the column(s) {', '.join(sorted(columns)) or 'none'}."
+        )
+    examples, parted = [], 0
+    for number, row in enumerate(dataset):
+        prompt, completion = (row["prompt"], row["completion"]) if "prompt" in columns else (row["messages"][:-1], row["messages"][-1:])
+        if type(prompt) is not type(completion) or not prompt or not completion:
+            raise TutelageError(
+                f"Row {number} of {name}: prompt and completion must both be text or both be lists of messages, and not be empty; got "
+                f"{prompt!r} and {completion!r}."
+            )
+        if isinstance(completion, str) and eos and not completion.endswith(eos):
+            completion += eos
+        prompt_ids, ids = tokenise(prompt, reply_follows=True), tokenise(prompt + completion, reply_follows=False)
+        start = next((t for t, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b), min(len(prompt_ids), len(ids)))
+        parted += start < len(prompt_ids)
+        if max(start, 1) >= len(ids):
+            raise TutelageError(f"Row {number} of {name} has no token to train on: its completion {completion!r} adds none to the prompt.")
+        examples.append(Example(ids, [IGNORED] * start + ids[start:]))
+    if parted:
+        logger.warning(
+            "In %d of %d %s the prompt's tokens are not the beginning of those of prompt and completion: the template renders the prompt "
+            "alone differently, or tokens merge across the border. There the completion starts where the two part.",
+            parted, len(examples), name,
         )  # fmt: skip
-    answer_BT = written_BL[:, ids_BL.shape[1] :].to(batch["input_ids"].device)
-    count_B = completion_mask(answer_BT, trainer.end_ids).sum(1).tolist()
-    live_B = trained_BL.any(1).tolist()
-    answers = [ids[:count] if live else ids[:0] for ids, count, live in zip(answer_BT, count_B, live_B, strict=True)]
-    return _joined(trainer, prompts, answers)
-
-
-def _joined(trainer: SFTLessons, prompts: Sequence[Tensor], answers: Sequence[Tensor]) -> Batch:
-    """Prompts and answers as the trainer's own collator would have them."""
-    pairs = list(zip(prompts, answers, strict=True))
-    ids = [torch.cat(pair) for pair in pairs]
-    labels = [torch.cat([torch.full_like(prompt, IGNORED), answer]) for prompt, answer in pairs]
-    columns = {"input_ids": (ids, trainer.pad_id), "labels": (labels, IGNORED), "attention_mask": ([torch.ones_like(x) for x in ids], 0)}
-    multiple = trainer.args.pad_to_multiple_of
-    return {name: padded(rows, fill, left=False, multiple_of=multiple) for name, (rows, fill) in columns.items()}
-
-
-def check(trainer: SFTLessons) -> None:
-    """Raise where answers cannot be written, or nothing could be learned from them."""
-    rule = trainer.sources
-    if rule is None:
-        return
-    facts = getattr(trainer.teacher, "facts", None)
-    if facts is None or facts.recorded or trainer.objective is None:
-        raise TutelageError(
-            "sources= lets new text be written, and only a teacher that scores any text says how good it is. Give "
-            'teacher=teacher("local", model=...) and an objective that reads it, such as objective("gkd").'
-        )
-    if rule.seq_kd and not hasattr(trainer.teacher, "model"):
-        raise TutelageError(f"seq_kd=True lets the teacher write, and {trainer.teacher!r} has no model that could. Leave it out.")
-    needs: frozenset[str] = getattr(trainer.curriculum, "needs", frozenset())
-    if signals := sorted(name for name in needs if name.startswith("signals/")):
-        raise TutelageError(
-            f"The curriculum {trainer.curriculum.name!r} needs {', '.join(signals)} of the data's completions, which sources= replaces. "
-            "Choose another curriculum, or leave sources out."
-        )
+    return examples

@@ -11,10 +11,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from trl.models import unwrap_model_for_generation
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from trl.trainer.utils import use_adapter
 
 from tutelage.errors import TutelageError
 from tutelage.teachers._forward import logits_at
 from tutelage.trainers import _batches, _checkpoint
-from tutelage.trainers._batches import Batch
+from tutelage.trainers._batches import Batch, Heard, Rollouts
 from tutelage.trainers._judgement import Judge
-from tutelage.trainers._sync import agree
+from tutelage.trainers._sync import agree, gathered
 
 if TYPE_CHECKING:
     Base = Any
@@ -58,40 +59,24 @@ def check_versions() -> None:
             )
 
 
-@dataclass
-class Rollouts:
-    """What one generation batch gave.
-
-    batch: this process's tensors, as TRL made them. length_b: tokens of this process's completions. Over all processes: reward_BF, raw
-    rewards, one column per reward function; columns, (N, G) each: solved and kind where known, reward, advantage, length, ended (by
-    itself, not by the limit). texts: the table of completions that TRL keeps, by column, where it is to be logged.
-    """
-
-    batch: Batch
-    reward_BF: Tensor
-    columns: dict[str, NDArray[Any]]
-    length_b: list[int]
-    texts: dict[str, list[Any]]
-
-
-@dataclass
-class _Heard:
-    """What the reward functions were given and gave, caught on the way."""
-
-    reward_BF: Tensor | None = None
-    length_b: list[int] = field(default_factory=list)
-    ended_b: list[bool] = field(default_factory=list)
-    solved_b: list[float] | None = None
-    kind_b: list[int] | None = None
-
-
 class Engine(Base):
     """What all adapters need of `transformers.Trainer`: rows, metrics, and checkpoints written whole or not at all."""
 
     curriculum: Any
     objective: Any
     teacher: Any
+    mix: Any = None
     _staging: str | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the adapter has a state of its own, which a checkpoint must carry."""
+        return self.curriculum is not None or self.mix is not None
+
+    @property
+    def main_objective(self) -> Any:
+        """What of the objective reads the engine's own batches."""
+        return self.objective
 
     @property
     def shares(self) -> tuple[int, int]:
@@ -137,7 +122,7 @@ class Engine(Base):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Everything that TRL and the adapter write, under a temporary name, all processes together; then one rename."""
-        if self.curriculum is None:
+        if not self.remembers:
             return super()._save_checkpoint(model, trial)
         run = Path(super()._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
@@ -168,7 +153,7 @@ class Engine(Base):
     def _finalize_training(self, *args: Any) -> Any:
         """TRL's, but with `save_total_limit=1` it would delete the newest checkpoint where another one is the best."""
         limit = self.args.save_total_limit
-        if self.curriculum is not None:
+        if self.remembers:
             self.args.save_total_limit = None
         try:
             return super()._finalize_training(*args)
@@ -214,6 +199,10 @@ class Engine(Base):
         for name, value in state.items():
             setattr(self, name, value)
 
+    def scored(self, model: Any, inputs: Batch) -> Any:
+        """A forward pass: `log_probs`, `entropy` and `label_mask`, (B, T - 1) each; position t predicts token t + 1."""
+        return model(**{**inputs, "use_cache": False}, fused_lm_head=True)
+
 
 class GRPOEngine(Engine):
     """The seam in `trl.GRPOTrainer`: generation is ours to start, and what comes back is ours to see."""
@@ -221,7 +210,8 @@ class GRPOEngine(Engine):
     judge: Judge
     num_generations: int
     _logs: Any
-    _heard: _Heard | None = None
+    _heard: Heard | None = None
+    _scoring: Batch | None = None
 
     def next_batch(self) -> Batch:
         """The next generation batch; the adapter above supplies it."""
@@ -239,6 +229,33 @@ class GRPOEngine(Engine):
     def pad_id(self) -> int:
         return self._tokenizer.pad_token_id
 
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Batch], Any]:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.mix is not None and batches:
+            self.mix.begin(len(batches))
+        return batches, items
+
+    def _prepare_inputs(self, generation_batch: Any) -> Batch:
+        if self.mix is None or not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        return self.mix.inputs(functools.partial(super()._prepare_inputs, generation_batch))
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.mix is not None:
+            self.mix.clipped(norm)
+        return norm
+
+    @property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of the model's text, also where the processing class does more."""
+        return self._tokenizer
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """What the engine passes to `apply_chat_template` beside the conversation."""
+        return {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
+
     def _generate_and_score_completions(self, inputs: Any) -> Batch:
         if self.curriculum is not None and self.model.training:
             return self.next_batch()
@@ -250,8 +267,10 @@ class GRPOEngine(Engine):
         return self.prepared(batch, heard.reward_BF, self.num_generations if self.model.training else self.num_generations_eval)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        reward_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         heard = self._heard
+        if heard is not None and heard.prompts is not None:
+            prompts = heard.prompts
+        reward_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if heard is not None:
             heard.reward_BF, heard.length_b = reward_BF, [len(ids) for ids in completion_ids_list]
             ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
@@ -262,25 +281,32 @@ class GRPOEngine(Engine):
         return reward_BF
 
     @contextmanager
-    def _hearing(self) -> Iterator[_Heard]:
-        self._heard = _Heard()
+    def _hearing(self) -> Iterator[Heard]:
+        self._heard = Heard()
         try:
             yield self._heard
         finally:
             self._heard = None
 
-    def roll_out(self, rows_N: NDArray[np.int64], attempts: int) -> Rollouts:
-        """Generate and score `attempts` completions of each row, in equal shares per process; a group may straddle two of them."""
-        rows_B = np.repeat(rows_N, attempts)
+    def roll_out(self, rows_N: NDArray[np.int64], attempts: int, prompts: Sequence[Any] | None = None) -> Rollouts:
+        """Generate and score `attempts` completions of each row, in equal shares per process; a group may straddle two of them.
+
+        prompts: one for each row, to generate from in place of its own; what is scored is scored as an answer to its own.
+        """
+        group_b = np.repeat(np.arange(len(rows_N)), attempts)[self.local(len(rows_N) * attempts)]
+        rows = self.rows(rows_N[group_b])
         usual, self.num_generations = self.num_generations, attempts
         try:
             with self._hearing() as heard:
-                batch = super()._generate_and_score_completions(self.rows(rows_B[self.local(len(rows_B))]))
+                if prompts is not None:
+                    heard.prompts = [row["prompt"] for row in rows]
+                    rows = [{**row, "prompt": prompts[n]} for row, n in zip(rows, group_b, strict=True)]
+                batch = super()._generate_and_score_completions(rows)
         finally:
             self.num_generations = usual
         return self._reported(batch, heard, (len(rows_N), attempts))
 
-    def _reported(self, batch: Batch, heard: _Heard, shape: tuple[int, int]) -> Rollouts:
+    def _reported(self, batch: Batch, heard: Heard, shape: tuple[int, int]) -> Rollouts:
         assert heard.reward_BF is not None
         reward_BF, advantage = heard.reward_BF, batch["advantages"]
         if advantage.ndim == 2:  # a subclass's advantage per token
@@ -295,22 +321,57 @@ class GRPOEngine(Engine):
         if "solved" not in columns and self.judge.column is not None:
             columns["solved"] = reward_BF[:, self.judge.column]
         numpy = {name: column.double().cpu().numpy().reshape(shape) for name, column in columns.items()}
-        return Rollouts(batch, reward_BF, numpy, heard.length_b, self._texts() if self.log_completions else {})
+        return Rollouts(batch, reward_BF, numpy, heard.length_b, self._texts(len(reward_BF)) if self.log_completions else {})
 
-    def token_columns(self, model: Any, inputs: Batch, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each completion token (B, T) under `model`, `chunk` rows at a time (default: all)."""
+    def token_columns(self, model: Any, inputs: Batch, chunk: int | None = None, entropy: bool = True) -> tuple[Tensor, Tensor]:
+        """Log-probability and (the policy's alone) entropy of each completion token (B, T), `chunk` rows at a time (default: all)."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         pictures = {key: inputs[key] for key in _batches.PICTURES if key in inputs}
         logp_BT, entropy_BT, _ = self._get_per_token_logps_and_entropies(
-            model, ids, mask, inputs["completion_ids"].shape[1], batch_size=chunk, compute_entropy=True, **pictures
+            model, ids, mask, inputs["completion_ids"].shape[1], batch_size=chunk, compute_entropy=entropy, **pictures
         )
         return logp_BT, entropy_BT
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Forward passes without gradient, as TRL makes them between generation and loss."""
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            yield
+
+    def reference_logp(self, inputs: Batch, chunk: int | None = None) -> Tensor:
+        """Log-probability of each completion token (B, T) under the reference: a model of its own, or the one without its adapter."""
+        if self.ref_model is not None:
+            return self.token_columns(self.ref_model, inputs, chunk, entropy=False)[0]
+        model = self.accelerator.unwrap_model(self.model)
+        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+            return self.token_columns(self.model, inputs, chunk, entropy=False)[0]
+
+    def said(self, rollouts: Rollouts) -> list[str]:
+        """The texts of all processes' completions."""
+        ids = zip(rollouts.batch["completion_ids"].tolist(), rollouts.length_b, strict=True)
+        return gathered(self._tokenizer.batch_decode([row[:length] for row, length in ids], skip_special_tokens=True))
+
+    def encoded(self, text: str) -> list[int]:
+        """A text as the tokens of a completion that ends."""
+        return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        inputs = self._scoring
+        if inputs is not None:  # TRL's loss reads the old log-probabilities after this call
+            inputs["old_per_token_logps"] = torch.where(inputs["no_ratio"].unsqueeze(1), found[0].detach(), inputs["old_per_token_logps"])
+        return found
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         if self.objective is not None:
             return self.objective_loss(model, inputs)
-        loss = super()._compute_loss(model, inputs)
+        try:
+            if "no_ratio" in inputs and "old_per_token_logps" in inputs:
+                self._scoring = inputs = dict(inputs)
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._scoring = None
         return loss * inputs["loss_scale"] if "loss_scale" in inputs else loss
 
     @contextmanager
@@ -324,10 +385,10 @@ class GRPOEngine(Engine):
             self._metrics["train"] = defaultdict(list, metrics | {"num_tokens": self._metrics["train"]["num_tokens"]})
             self._logs = self._logs if logs is None else logs
 
-    def _texts(self) -> dict[str, list[Any]]:
-        """The rows of TRL's table of completions that the last generation batch wrote (it keeps one batch)."""
+    def _texts(self, size: int) -> dict[str, list[Any]]:
+        """The rows of TRL's table of completions that the last generation batch wrote, `size` of them (it keeps one full batch)."""
         names = ["prompt", "completion", "advantages", *(f"{part}/{n}" for part in ("rewards", "extra") for n in self._logs[part])]
-        return {name: list(self.table_column(name)) for name in names}
+        return {name: list(self.table_column(name))[-size:] for name in names}
 
     def table_column(self, name: str) -> Any:
         """A column of TRL's table of completions, a deque."""
@@ -412,7 +473,3 @@ class SFTEngine(Engine):
 
     def on_device(self, inputs: Batch) -> Batch:
         return self._prepare_inputs(inputs)
-
-    def scored(self, model: Any, inputs: Batch) -> Any:
-        """A forward pass: `log_probs`, `entropy` and `label_mask`, (B, T - 1) each; position t predicts token t + 1."""
-        return model(**{**inputs, "use_cache": False}, fused_lm_head=True)

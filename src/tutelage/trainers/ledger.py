@@ -19,8 +19,10 @@ class Ledger:
     updates: optimiser steps. lessons: proposals taught. rollouts: attempts generated, everything included. rejected_rollouts: those of them
     that were generated to train on and were not trained on. probe_rollouts: those that answered `wants`. tokens: completion tokens
     generated, everything included. training_tokens: tokens that entered a training batch, counted once however often the batch is reused.
-    In supervised training nothing is generated: `rollouts` counts the probes alone, and `tokens` the tokens trained on or probed. Without a
-    curriculum only `updates` is counted.
+    guided_rollouts: those that a teacher helped with. Demonstrations beside rollouts are not generated and count in `training_tokens`
+    alone. A pass over prompts or rollouts for signals alone generates nothing and counts in time only (the trainer's
+    `curriculum_seconds`). In supervised training nothing is generated: `rollouts` counts the probes alone, and `tokens` the tokens trained
+    on or probed. Without a curriculum only `updates` and demonstrations are counted.
     """
 
     updates: int = 0
@@ -28,6 +30,7 @@ class Ledger:
     rollouts: int = 0
     rejected_rollouts: int = 0
     probe_rollouts: int = 0
+    guided_rollouts: int = 0
     tokens: int = 0
     training_tokens: int = 0
 

@@ -11,9 +11,9 @@ Array suffixes: `N` tasks, `G` attempts, `T` slots or tokens of an answer, `B` =
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,24 +45,35 @@ class Student(Protocol):
         """Log-probability of each token in nats (N, G, T), with gradient."""
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """What a student may offer beside: `signals` of rows, (N,) each, of those names that are in `signal_names`."""
+
+    signal_names: frozenset[str]
+
+    def signals(self, rows_N: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """The named signals as they are now, without gradient."""
+
+
 @dataclass
 class Run:
     """A finished run: what it has spent, and what was seen on the way, one entry per evaluation.
 
     seconds: processor time of this process without evaluation, so that a busy machine makes no method look slow. skipped: steps without
-    any group to train on. curve: per evaluation `step`, the ledger, `seconds`, `skipped` and what `evaluate` returned. taught_XA: groups
-    trained on, per arm, since the evaluation before.
+    any group to train on. dead: groups trained on whose answers all got the same reward, and so carried no gradient. curve: per evaluation
+    `step`, the numbers of `cost` and what `evaluate` returned. taught_XA: groups trained on, per arm, since the evaluation before.
     """
 
     ledger: Ledger = field(default_factory=Ledger)
     seconds: float = 0.0
     skipped: int = 0
+    dead: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
     taught_XA: list[NDArray[np.int64]] = field(default_factory=list)
 
     def cost(self) -> dict[str, float]:
-        """The ledger, `seconds` and `skipped`, as they stand now."""
-        return {**asdict(self.ledger), "seconds": self.seconds, "skipped": self.skipped}
+        """The ledger, `seconds`, `skipped` and `dead`, as they stand now."""
+        return {**asdict(self.ledger), "seconds": self.seconds, "skipped": self.skipped, "dead": self.dead}
 
 
 class _Groups(NamedTuple):
@@ -105,11 +116,14 @@ def train(
         evaluate: called before the first step, after every `evaluate_every`-th and after the last; its time is not counted.
 
     Raises:
-        TutelageError: the cap was reached with `on_short="raise"`, or the curriculum wants signals, which this loop cannot measure.
+        TutelageError: the cap was reached with `on_short="raise"`, or the curriculum wants or needs signals that the student does not
+        offer (see `Measured`).
     """
     if objective.kl_coef or objective.per_token:
         raise TutelageError("The torch loop keeps no reference model and one advantage per answer: use kl_coef=0 and a group advantage.")
-    run, loop = Run(), _Lesson(student, curriculum, verify, objective, attempts, generator)
+    needed = tuple(sorted(c.removeprefix("signals/") for c in curriculum.needs if c.startswith("signals/")))
+    _check_signals(student, curriculum, "needs", needed)
+    run, loop = Run(), _Lesson(student, curriculum, verify, objective, attempts, generator, needed)
     taught_A = np.zeros(len(curriculum.pool.arms()), dtype=np.int64)
     for step in range(updates + 1):
         if evaluate is not None and (step % evaluate_every == 0 or step == updates):
@@ -128,6 +142,7 @@ def train(
             loop.loss(groups).backward()
             optimizer.step()
             run.ledger.updates += 1
+            run.dead += int((groups.reward_NG == groups.reward_NG[:, :1]).all(axis=1).sum())
             taught_A += np.bincount(curriculum.pool.arms().arm_N[groups.rows_N], minlength=len(taught_A))
         run.seconds += time.process_time() - start
     return run
@@ -142,6 +157,7 @@ class _Lesson(NamedTuple):
     objective: PolicyGradient
     attempts: int
     generator: torch.Generator
+    needed: tuple[str, ...]
 
     def roll_out(self, rows_N: NDArray[np.int64], attempts: int, step: int, ledger: Ledger) -> tuple[_Groups, Outcomes]:
         """Sample and verify answers to these rows; the rollouts are entered in the ledger."""
@@ -152,20 +168,25 @@ class _Lesson(NamedTuple):
         advantage_B = self.objective.advantages(torch.from_numpy(reward_NG))
         length_NG = mask_NGT.sum(dim=2).numpy()
         advantage_NG = advantage_B.view(reward_NG.shape).numpy()
-        outcomes = Outcomes.of(self.curriculum.pool, rows_N, step=step, solved=reward_NG, advantage=advantage_NG, length=length_NG)
+        columns = {"solved": reward_NG, "advantage": advantage_NG, "length": length_NG}
+        outcomes = Outcomes.of(self.curriculum.pool, rows_N, step=step, **columns, signals=self.measured(rows_N, self.needed))
         return _Groups(rows_N, token_NGT, mask_NGT, reward_NG), outcomes
+
+    def measured(self, rows_N: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        return self.student.signals(rows_N, names) if names and isinstance(self.student, Measured) else {}
 
     def probe(self, step: int, ledger: Ledger) -> None:
         """Answer the curriculum's wish to measure rows before it proposes."""
         wanted = self.curriculum.wants()
         if wanted is None:
             return
-        if wanted.signals:
-            raise TutelageError(
-                f"The curriculum {self.curriculum.name!r} wants the signals {', '.join(wanted.signals)}, and the torch loop measures none; "
-                "it samples and verifies answers only. Use an engine that provides them, or a curriculum without signals."
-            )
-        _, outcomes = self.roll_out(wanted.rows_N, wanted.attempts, step, ledger)
+        _check_signals(self.student, self.curriculum, "wants", wanted.signals)
+        signals = self.measured(wanted.rows_N, wanted.signals)
+        if wanted.attempts:
+            _, outcomes = self.roll_out(wanted.rows_N, wanted.attempts, step, ledger)
+            outcomes = replace(outcomes, signals={**outcomes.signals, **signals})
+        else:
+            outcomes = Outcomes.of(self.curriculum.pool, wanted.rows_N, step=step, signals=signals)
         ledger.probe_rollouts += len(wanted.rows_N) * wanted.attempts
         self.curriculum.observe(outcomes, probe=True)
 
@@ -207,6 +228,18 @@ class _Lesson(NamedTuple):
             "advantage_B": self.objective.advantages(torch.from_numpy(groups.reward_NG)),
         }
         return self.objective(batch, denominators=self.objective.denominators_of(batch))[0]
+
+
+def _check_signals(student: Student, curriculum: Curriculum, verb: str, names: Sequence[str]) -> None:
+    """Raise unless the student offers all of these signals."""
+    offered = student.signal_names if isinstance(student, Measured) else frozenset()
+    missing = sorted(set(names) - offered)
+    if missing:
+        raise TutelageError(
+            f"The curriculum {curriculum.name!r} {verb} the signals {', '.join(missing)}; {type(student).__name__} offers "
+            f"{', '.join(sorted(offered)) or 'none'}. Give the student `signal_names` and `signals(rows_N, names)`, or use a curriculum "
+            "without those signals."
+        )
 
 
 def _joined(parts: list[_Groups]) -> _Groups:

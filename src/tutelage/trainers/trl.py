@@ -29,20 +29,21 @@ from tutelage.trainers.ledger import Ledger, Lesson
 try:
     import torch
     import trl
+    from datasets import Dataset as HFDataset
     from datasets import IterableDataset
     from torch.utils.data import DataLoader, Dataset
     from transformers import TrainerCallback
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _objective, _refill, _resume, _rng, _sources, _supervised, _teaching
+from tutelage.trainers import _gkd, _mix, _objective, _refill, _resume, _rng, _signals, _supervised, _teacher, _teaching
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
+from tutelage.trainers._gkd import GKDRule
 from tutelage.trainers._judgement import Judge
-from tutelage.trainers._sources import Sources
 from tutelage.trainers._trl_private import Engine, GRPOEngine, SFTEngine, check_versions
 
-__all__ = ["Ledger", "Lesson", "Sources", "complete_checkpoints", "with_curriculum"]
+__all__ = ["GKDRule", "Ledger", "Lesson", "complete_checkpoints", "with_curriculum"]
 OnShort = Literal["pad", "partial", "raise"]
 
 
@@ -59,8 +60,9 @@ def with_curriculum(base: type) -> type:
         - `curriculum`: what the model learns next, over a pool whose row i is row i of `train_dataset`. None trains exactly as `base` does;
           what else is said here of lessons has then no effect.
         - `objective`: a loss in place of TRL's, see `tutelage.objectives`. Losses that TRL has are left to TRL (`loss_type`).
-        - `teacher`: who gives the signal, see `tutelage.teachers`. One that scores feeds the objective that reads its columns: on GRPO that
-          is on-policy distillation, on SFT distillation on the data's completions.
+        - `teacher`: who gives a further signal, see `tutelage.teachers`. One that scores feeds the objective that reads its columns: on
+          GRPO that is on-policy distillation, on SFT distillation on the data's completions. One that intervenes (`egsr`) takes GRPO and
+          a curriculum: the curriculum observes the student's own attempts, and admits or rejects the groups that the teacher has mixed.
         - `lesson_callbacks`: functions `f(lesson: Lesson)`, called on rank 0 after every lesson.
 
         and, for GRPO:
@@ -70,13 +72,25 @@ def with_curriculum(base: type) -> type:
         - `refill_cap`: for a curriculum that filters, how many generation batches may be drawn for one training batch (at least 1).
         - `on_short`: what happens when the cap is reached and groups are missing. "pad": the first rejected groups train, unfiltered; after
           ten batches in a row without one admitted group it raises. "partial": the admitted groups alone train. "raise": an error.
+        - `demonstrations`: a `datasets.Dataset` of prompts and completions (or messages) for the parts of the objective that are
+          `On("demonstrations", ...)`; they train in the same optimiser steps, see `_sources.py`. Their passes are kept in memory
+          together with those over the rollouts of a micro-batch.
+        - `demonstrations_per_step`: how many of them in one optimiser step, over all micro-batches and processes; by default as many as
+          tasks are rolled out for it.
+
+        A controller in the objective (SASR) decides at the start of each step which parts take part: in a step without a part on rollouts
+        nothing is proposed or generated. Without a curriculum the prompts that TRL's loader had for that step are passed over.
+
+        GRPO measures what a curriculum asks for: attempts, and by a forward pass the angle concentration of prompts (`wants`) and of
+        rollouts (`needs`), see `tutelage.students.angles`; the length of prompts too.
 
         and, for SFT with a teacher:
 
-        - `sources`: whose completions a step trains on, a `Sources`: the data's, the student's own or the teacher's, as in GKD.
+        - `data_rule`: whose completions a step trains on, a `GKDRule`: the data's, the student's own or the teacher's.
 
         It has `ledger`, what the run has spent; `curriculum_seconds`, the time the curriculum took on rank 0; and `skipped_checkpoints`,
-        what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`.
+        what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`, the teacher's as
+        `teacher/<name>`.
 
     Raises:
         TutelageError: another class, or a version of TRL or transformers that was not tested.
@@ -90,7 +104,7 @@ def with_curriculum(base: type) -> type:
     raise TutelageError(f"with_curriculum takes trl.GRPOTrainer, trl.SFTTrainer or a subclass of either; got {base!r}.")
 
 
-class _CountUpdates(TrainerCallback):
+class CountUpdates(TrainerCallback):
     """Keeps the ledger's updates; stands first, so that callbacks that stop by budget see the current count."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -145,13 +159,27 @@ class Lessons(Engine):
             _check_given(curriculum, _argument(super().__init__, "train_dataset", args, kwargs))
             self.check_fit(curriculum)
         super().__init__(*args, **kwargs)
-        self.callback_handler.callbacks.insert(0, _CountUpdates(self.ledger))
+        self.callback_handler.callbacks.insert(0, CountUpdates(self.ledger))
         if curriculum is not None:
             self.check_settings()
             _check_pool(curriculum, self.train_dataset)
+        if self.intervenes:
+            self.check_intervention()
 
     def check_settings(self) -> None:
         """Raise if a setting of the engine cannot go with a curriculum."""
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether there is a teacher who changes groups."""
+        return hasattr(self.teacher, "intervene")
+
+    def check_intervention(self) -> None:
+        """Raise if this trainer has no place for a teacher who changes groups."""
+        raise TutelageError(
+            f"This trainer has no use for the teacher {type(self.teacher).__name__}: SFT has no groups of attempts to intervene in. Use it "
+            "with trl.GRPOTrainer."
+        )
 
     def check_fit(self, curriculum: Curriculum) -> None:
         """Raise if the engine cannot give what the curriculum needs."""
@@ -170,7 +198,7 @@ class Lessons(Engine):
 
         Raises `TutelageError` if the checkpoint asked for is not whole, or belongs to another curriculum, configuration or pool.
         """
-        if self.curriculum is not None and resume_from_checkpoint:
+        if self.remembers and resume_from_checkpoint:
             resume_from_checkpoint = _resume.take_up(self, resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -184,10 +212,17 @@ class Lessons(Engine):
 class GRPOLessons(Lessons, GRPOEngine):
     """What `with_curriculum` puts before a GRPO trainer."""
 
-    available = frozenset({"arm_N", "solved_NG", "kind_NG", "reward_NG", "advantage_NG", "length_NG"})
+    available = frozenset({"arm_N", "solved_NG", "kind_NG", "reward_NG", "advantage_NG", "length_NG"}) | _signals.OF_LESSONS
 
     def __init__(
-        self, *args: Any, solved: str | Callable[..., Any] | None = None, refill_cap: int = 4, on_short: OnShort = "pad", **kwargs: Any
+        self,
+        *args: Any,
+        solved: str | Callable[..., Any] | None = None,
+        refill_cap: int = 4,
+        on_short: OnShort = "pad",
+        demonstrations: HFDataset | None = None,
+        demonstrations_per_step: int | None = None,
+        **kwargs: Any,
     ) -> None:
         if refill_cap < 1 or on_short not in get_args(OnShort):
             raise TutelageError(
@@ -200,12 +235,23 @@ class GRPOLessons(Lessons, GRPOEngine):
         taught = _teaching.offered(self)
         if self.objective is not None:
             columns = _objective.GRPO_COLUMNS | taught | ({"ref_logp_BT"} if self.beta else frozenset())
+            columns |= {f"{_mix.SOURCE}/{name}" for name in _objective.SFT_COLUMNS}
             hint = "For ref_logp_BT give GRPOConfig a beta above 0, so that TRL computes it; the objective's own coefficient counts."
             _objective.check_columns(self.objective, columns, "GRPO", hint)
+            _objective.with_advantages(self.main_objective)
+        self.mix = _mix.of(self, demonstrations, demonstrations_per_step)
+
+    @functools.cached_property
+    def main_objective(self) -> Any:
+        return None if self.objective is None else _mix.rollout_part(self.objective)
+
+    def check_intervention(self) -> None:
+        _teacher.check_teacher(self)
 
     def check_settings(self) -> None:
         if self.num_generations < 2:
             raise TutelageError("num_generations=1 leaves no group to compare within: every advantage is 0. Set it to at least 2.")
+        _signals.check_model(self)
 
     @property
     def groups_per_batch(self) -> int:
@@ -237,14 +283,18 @@ class SFTLessons(Lessons, SFTEngine):
     pending: list[torch.Tensor]
     window_counts: dict[str, torch.Tensor]
 
-    def __init__(self, *args: Any, sources: Sources | None = None, **kwargs: Any) -> None:
-        self.sources = sources
+    def __init__(self, *args: Any, data_rule: GKDRule | None = None, **kwargs: Any) -> None:
+        self.data_rule = data_rule
         super().__init__(*args, **kwargs)
-        _sources.check(self)
+        _gkd.check(self)
         taught = _teaching.offered(self)
         if self.objective is not None:
             self.loss_is_scaled_for_ga = True  # the objective divides by the whole step's counts itself
-            hint = "Use it with GRPO, or take an objective of log-likelihoods."
+            if getattr(self.objective, "controller", None) is not None:
+                raise TutelageError(
+                    "A controller switches between supervision and rollouts, and SFTTrainer has no rollouts; use trl.GRPOTrainer."
+                )
+            hint = "Use it with GRPO (demonstrations= are a keyword there), or take an objective of log-likelihoods."
             _objective.check_columns(self.objective, _objective.SFT_COLUMNS | taught, "SFT", hint)
 
     def check_settings(self) -> None:
@@ -279,7 +329,7 @@ class SFTLessons(Lessons, SFTEngine):
         _supervised.overheard(self, outputs)
 
     def sourced(self, batches: list[Batch]) -> list[Batch]:
-        return batches if self.sources is None else _sources.drawn(self, batches)
+        return batches if self.data_rule is None else _gkd.drawn(self, batches)
 
     def count_window(self, batches: list[Batch]) -> None:
         masks = [batch["labels"][:, 1:].to(self.accelerator.device) != -100 for batch in batches]

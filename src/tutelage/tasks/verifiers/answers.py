@@ -84,6 +84,11 @@ def _boxes(text: str) -> list[tuple[int, str]]:
     return boxes
 
 
+def boxed(text: str) -> bool:
+    r"""Whether the text after its thoughts holds a `\boxed{…}` that closes and is not empty."""
+    return any(content.strip() for _, content in _boxes(after_thinking(text)))
+
+
 _ADVERBS = r"(?:(?:really|honestly|simply|just|actually|currently|definitively)\s+)*"
 _ACTS = (
     r"(?:answer|determine|solve|help|assist|provide|compute|calculate|say|tell|comply|do\s+(?:that|this)|give|figure|fulfil+|recall|access|"
