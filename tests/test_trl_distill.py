@@ -22,6 +22,7 @@ import tiny
 from test_trl_ranks import raised, two_ranks
 from tutelage.errors import TutelageError
 from tutelage.objectives import Sum, TokenAverage, objective
+from tutelage.objectives.compose import On
 from tutelage.objectives.divergence import token_divergence
 from tutelage.teachers import teacher
 from tutelage.teachers.contract import Facts
@@ -405,6 +406,9 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> N
         sft(tmp_path, gkd, given=big(), packing=True, packing_strategy="wrapped", max_length=8)
     with pytest.raises(TutelageError, match="cast_lm_head_to_fp32 cannot go with"):
         grpo(tmp_path, gkd, given=big(), cast_lm_head_to_fp32=True)
+    elsewhere = Sum({"policy": (objective("dapo"), 1.0), "soft": (On("demonstrations", gkd), 1.0)})
+    with pytest.raises(TutelageError, match="reads demonstrations/teacher_logp_BTV: a teacher scores a trainer's own texts"):
+        grpo(tmp_path, elsewhere, given=big())
     with pytest.raises(TutelageError, match=r"reads teacher_logp_BTV, which GRPO does not have\. Give the trainer a teacher"):
         grpo(tmp_path, gkd)
 
