@@ -19,9 +19,11 @@ trl = pytest.importorskip("trl")
 
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
 
 import tiny
 from test_trl_distill import SFT, big, grpo, logged, rows, sft, trained
+from tutelage.cli import app
 from tutelage.errors import TutelageError
 from tutelage.objectives import objective
 from tutelage.outcomes import Kind
@@ -29,6 +31,7 @@ from tutelage.tasks.verifiers import Judgement
 from tutelage.teachers import _forward, teacher
 from tutelage.teachers._rows import Rows
 from tutelage.teachers.recording import record, size_of
+from tutelage.teachers.sequences import completion_mask, sequence_kl
 
 
 def texts(size: int = 5, width: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
@@ -361,12 +364,22 @@ def templated() -> Any:
 # --- the command
 
 
-def command(*arguments: object, cwd: Path) -> Any:
+def command(*arguments: object) -> Any:
+    """The command in this process, as importing torch anew takes seconds."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if isinstance(done.exception, TutelageError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def as_typed(*arguments: object, cwd: Path) -> Any:
     line = [sys.executable, "-m", "tutelage.cli", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, cwd=cwd, timeout=120)
 
 
-def test_teach_as_typed(tmp_path: Path) -> None:
+def test_teach_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     lines = [{"prompt": f"{i:02d}=", "answer": "abc"[i % 3] * (1 + i % 5)} for i in range(40)]
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     net = tiny.model(2)
@@ -375,21 +388,23 @@ def test_teach_as_typed(tmp_path: Path) -> None:
     plain.chat_template = None
     plain.save_pretrained(tmp_path / "big")
     usual = ("teach", "big", "--tasks", "tasks.jsonl", "--top-k", 4)
-    plan = json.loads(command(*usual, "-o", "told", "--dry-run", "--json", cwd=tmp_path).stdout)
+    plan = json.loads(command(*usual, "-o", "told", "--dry-run", "--json").stdout)
     assert not plan["written"]
     assert not (tmp_path / "told").exists()
-    done = json.loads(command(*usual, "-o", "told", "--json", cwd=tmp_path).stdout)
+    done = json.loads(command(*usual, "-o", "told", "--json").stdout)
     assert done == plan | {"written": True}
     saved = teacher("cached", path=str(tmp_path / "told"))
     assert saved.manifest["data"]["rows"] == plan["rows"] <= 40
-    assert f"{plan['rows']} rows" in command(*usual, "-o", "told", cwd=tmp_path).stdout  # finished already
-    refused = command("teach", "big", "--tasks", "tasks.jsonl", "--top-k", 5, "-o", "told", cwd=tmp_path)
+    assert f"{plan['rows']} rows" in command(*usual, "-o", "told").stdout  # finished already
+    refused = as_typed("teach", "big", "--tasks", "tasks.jsonl", "--top-k", 5, "-o", "told", cwd=tmp_path)
     assert refused.returncode == 2
     assert "top_k was 4 and is 5" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
-def test_teach_demonstrates(tmp_path: Path) -> None:
+def test_teach_demonstrates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"prompt": f"{i:02d}=", "answer": "a"}) + "\n" for i in range(40)))
     (tmp_path / "any.py").write_text("def anything(completion, task):\n    return len(completion) > 0\n")
     tiny.model(2).save_pretrained(tmp_path / "big")
@@ -407,9 +422,9 @@ def test_teach_demonstrates(tmp_path: Path) -> None:
         "--verifier",
         "any:anything",
     )
-    assert command(*usual, "-o", "own.jsonl", "--dry-run", cwd=tmp_path).returncode == 0
+    assert "nothing written" in command(*usual, "-o", "own.jsonl", "--dry-run").stdout
     assert not (tmp_path / "own.jsonl").exists()
-    done = json.loads(command(*usual, "-o", "own.jsonl", "--json", cwd=tmp_path).stdout)
+    done = json.loads(command(*usual, "-o", "own.jsonl", "--json").stdout)
     lines = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
     assert 0 < done["kept"] == len(lines) <= done["answers"] - done["cut"] - done["wrong"]
     assert set(lines[0]) == {"key", "prompt", "answer"}
@@ -417,6 +432,36 @@ def test_teach_demonstrates(tmp_path: Path) -> None:
 
     assert len(load_tasks(tmp_path / "own.jsonl").train) > 0
     for arguments, message in ((("-o", "own.jsonl"), "exists already"), (("-o", "own"), "give -o a name such as own.jsonl")):
-        refused = command(*usual, *arguments, cwd=tmp_path)
-        assert refused.returncode == 2
-        assert message in refused.stderr
+        with pytest.raises(TutelageError, match=message):
+            command(*usual, *arguments)
+
+
+# --- whole answers
+
+
+def test_a_completion_ends_with_its_first_end() -> None:
+    ids = torch.tensor([[21, 22, 9, 9, 9], [21, 22, 23, 24, 25]])
+    assert completion_mask(ids, [9]).tolist() == [[True, True, True, False, False], [True] * 5]
+    assert completion_mask(ids, [7, 22]).tolist() == [[True, True, False, False, False]] * 2
+    assert completion_mask(ids, None).all()
+
+
+def test_sequence_kl_is_that_of_all_answers_enumerated() -> None:
+    """Every answer of at most two tokens, with its probability under both models; token 1 ends."""
+    reference, model = big().model, tiny.model(4)
+    with torch.no_grad():
+        prompt = torch.tensor([[5, 6]])
+        pairs = torch.cat([prompt.expand(43, 2), torch.arange(43)[:, None]], 1)
+        first = [net(prompt).logits[0, -1].log_softmax(-1) for net in (reference, model)]
+        second = [net(pairs).logits[:, -1].log_softmax(-1) for net in (reference, model)]
+    going = torch.arange(43) != 1
+    p, q = (torch.cat([f[1:2], (f[going, None] + s[going]).flatten()]) for f, s in zip(first, second, strict=True))
+    truth = (p.exp() * (p - q)).sum().item()
+    before = torch.get_rng_state()
+    mean, error = sequence_kl(reference, model, [[5, 6]], samples=4000, horizon=2, rng=np.random.default_rng(0), end_ids=[1])
+    assert torch.equal(before, torch.get_rng_state())
+    assert 0 < error < 0.02 * truth
+    assert abs(mean - truth) < 4 * error
+    assert sequence_kl(reference, reference, [[5, 6], [7]], samples=2, horizon=5, rng=np.random.default_rng(0)) == (0.0, 0.0)
+    with pytest.raises(TutelageError, match="two samples in all; got 1 prompts"):
+        sequence_kl(reference, model, [[5]], samples=1, horizon=2, rng=np.random.default_rng(0))

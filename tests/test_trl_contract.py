@@ -22,7 +22,7 @@ from tutelage.trainers.trl import with_curriculum
 
 FOLDER = Path(_trl_private.__file__).parent
 ADAPTER = ["trl.py", "_refill.py", "_lesson.py", "_resume.py", "_objective.py", "_supervised.py", "_batches.py", "_judgement.py"]
-ADAPTER += ["_signals.py", "_teacher.py", "_rollouts.py", "_teaching.py", "_mix.py", "_sources.py"]
+ADAPTER += ["_signals.py", "_teacher.py", "_rollouts.py", "_teaching.py", "_mix.py", "_sources.py", "_gkd.py"]
 
 
 def private_names(path: Path) -> set[str]:

@@ -22,10 +22,12 @@ import tiny
 from test_trl_ranks import raised, two_ranks
 from tutelage.errors import TutelageError
 from tutelage.objectives import Sum, TokenAverage, objective
+from tutelage.objectives.compose import On
 from tutelage.objectives.divergence import token_divergence
 from tutelage.teachers import teacher
 from tutelage.teachers.contract import Facts
-from tutelage.trainers.trl import complete_checkpoints, with_curriculum
+from tutelage.trainers._gkd import choose_source
+from tutelage.trainers.trl import GKDRule, complete_checkpoints, with_curriculum
 
 SFT, GRPO = with_curriculum(trl.SFTTrainer), with_curriculum(trl.GRPOTrainer)
 
@@ -45,7 +47,7 @@ def rows(size: int = 24) -> Dataset:
 
 
 def sft(path: Path, loss: Any, *, given: Any = None, curriculum: Any = None, **options: Any) -> Any:
-    ours = {k: options.pop(k) for k in ("eval_dataset", "peft_config") if k in options}
+    ours = {k: options.pop(k) for k in ("eval_dataset", "peft_config", "data_rule") if k in options}
     return SFT(
         options.pop("model", None) or tiny.model(), args=tiny.sft_config(path, **options), train_dataset=rows(), objective=loss,
         processing_class=tiny.tokenizer(), teacher=given, curriculum=curriculum and tt.curriculum(curriculum, tt.TaskPool(arm=[0] * 24)),
@@ -248,13 +250,14 @@ def test_evaluation_is_trls_and_leaves_no_trace(tmp_path: Path) -> None:
 def test_the_teacher_stays_as_it_was(tmp_path: Path) -> None:
     said = big()
     said.model.train()
-    before, threads = tiny.weights(said.model).copy(), torch.random.get_rng_state()
+    before, state = tiny.weights(said.model).copy(), torch.get_rng_state()
+    said.score(torch.full((2, 5), 7))
+    assert torch.equal(state, torch.get_rng_state())
     made = sft(tmp_path, objective("gkd"), given=said)
     made.train()
     assert said.model.training
     assert all(p.requires_grad and p.grad is None for p in said.model.parameters())
     np.testing.assert_array_equal(tiny.weights(said.model), before)
-    assert threads.shape == torch.random.get_rng_state().shape
 
 
 def test_lora(tmp_path: Path) -> None:
@@ -274,6 +277,101 @@ def test_only_trained_places_reach_the_output_layer(tmp_path: Path) -> None:
     longest = int((batch["labels"][:, 1:] != -100).sum(1).max())
     assert seen == [(6, longest, 43)]
     assert longest < batch["input_ids"].shape[1] - 1
+
+
+# --- whose text
+
+
+@pytest.mark.parametrize(("lmbda", "seq_kd", "frequency"), [
+    (0.0, False, (0, 0, 1)), (0.0, True, (0, 1, 0)), (1.0, False, (1, 0, 0)), (1.0, True, (1, 0, 0)), (0.3, False, (0.3, 0, 0.7)),
+    (0.3, True, (0.3, 0.7, 0)),
+])  # fmt: skip
+def test_the_source_is_drawn_as_gkd_says(lmbda: float, seq_kd: bool, frequency: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(0)
+    found = [choose_source(rng, lmbda, seq_kd) for _ in range(4000)]
+    shares = [found.count(name) / 4000 for name in ("student", "teacher", "data")]
+    np.testing.assert_allclose(shares, frequency, atol=0 if lmbda in (0, 1) else 0.02)
+
+
+def windows(made: Any) -> list[list[dict[str, torch.Tensor]]]:
+    """The micro-batches of every step as they are trained."""
+    seen: list[Any] = []
+    usual = made.count_window
+    made.count_window = lambda batches: (seen.append(batches), usual(batches))
+    made.train()
+    return seen
+
+
+def test_the_students_own_answers_to_the_datas_prompts(tmp_path: Path) -> None:
+    rule = GKDRule(lmbda=1.0, max_new_tokens=5, temperature=1.0)
+    options = {"train_sampling_strategy": "sequential", "gradient_accumulation_steps": 2, "learning_rate": 0.0, "max_steps": 2}
+    made = sft(tmp_path, objective("gkd"), given=big(), data_rule=rule, **options)
+    seen = windows(made)
+    assert len(seen) == 2
+    before = torch.get_rng_state()
+    made.sourced(seen[0])
+    assert torch.equal(before, torch.get_rng_state())
+    assert made.model.training
+    number, distinct = 0, set()
+    for batch in (batch for window in seen for batch in window):
+        for ids, labels, attention in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            source = made.train_dataset[number]
+            prompt = [i for i, label in zip(source["input_ids"], source["labels"], strict=True) if label == -100]
+            trained = labels != -100
+            assert ids[: len(prompt)].tolist() == prompt
+            assert not trained[: len(prompt)].any()
+            answer = ids[trained].tolist()
+            assert ids[attention.bool()].tolist() == prompt + answer
+            assert 1 not in answer[:-1]
+            assert len(answer) == 5 or answer[-1] == 1
+            distinct.add(tuple(answer))
+            number += 1
+    assert number == 16
+    assert len(distinct) > 12
+    assert set(logged(made, "gkd/student")) == {1.0}
+
+
+def test_teachers_answers_are_the_teachers(tmp_path: Path) -> None:
+    rule = GKDRule(lmbda=0.0, seq_kd=True, max_new_tokens=4, temperature=0.01)
+    said = big()
+    seen = windows(sft(tmp_path, objective("gkd"), given=said, data_rule=rule, max_steps=1))
+    batch = seen[0][0]
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        start, length = int((labels != -100).long().argmax()), int((labels != -100).sum())
+        with torch.no_grad():
+            best = said.model(input_ids=ids[None, : start + length]).logits[0].argmax(-1)
+        assert ids[start : start + length].tolist() == best[start - 1 : start + length - 1].tolist()
+
+
+def test_mixed_sources_resume_exactly(tmp_path: Path) -> None:
+    rule = GKDRule(lmbda=0.5, max_new_tokens=4)
+    options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8, "curriculum": "uniform", "given": big(), "data_rule": rule}
+    unbroken = sft(tmp_path / "a", objective("gkd"), **options)
+    unbroken.train()
+    assert 0 < np.mean(logged(unbroken, "gkd/student")) < 1
+    resumed = sft(tmp_path / "b", objective("gkd"), **options)
+    resumed.train(resume_from_checkpoint=str(complete_checkpoints(tmp_path / "a")[0]))
+    np.testing.assert_array_equal(tiny.weights(resumed.model), tiny.weights(unbroken.model))
+    assert logged(resumed, "gkd/student") == logged(unbroken, "gkd/student")
+
+
+def _two_writers(path: Path) -> Any:
+    made = sft(path, objective("gkd"), given=big(), data_rule=GKDRule(lmbda=0.5, max_new_tokens=4), max_steps=6)
+    return [trained(made), logged(made, "gkd/student")]
+
+
+def test_two_processes_draw_one_source(tmp_path: Path) -> None:
+    first, second = raised(two_ranks(_two_writers, tmp_path))
+    np.testing.assert_array_equal(first[0], second[0])
+    assert 0 < np.mean(first[1]) < 1
+
+
+def test_rules_that_cannot_be(tmp_path: Path) -> None:
+    for bad in ({"lmbda": 1.1}, {"temperature": 0.0}, {"max_new_tokens": 0}):
+        with pytest.raises(TutelageError, match="GKDRule takes lmbda from 0 to 1"):
+            GKDRule(**bad)
+    with pytest.raises(TutelageError, match="only a teacher that scores any text"):
+        sft(tmp_path, objective("nll"), data_rule=GKDRule())
 
 
 # --- nothing without a check
@@ -308,6 +406,9 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> N
         sft(tmp_path, gkd, given=big(), packing=True, packing_strategy="wrapped", max_length=8)
     with pytest.raises(TutelageError, match="cast_lm_head_to_fp32 cannot go with"):
         grpo(tmp_path, gkd, given=big(), cast_lm_head_to_fp32=True)
+    elsewhere = Sum({"policy": (objective("dapo"), 1.0), "soft": (On("demonstrations", gkd), 1.0)})
+    with pytest.raises(TutelageError, match="reads demonstrations/teacher_logp_BTV: a teacher scores a trainer's own texts"):
+        grpo(tmp_path, elsewhere, given=big())
     with pytest.raises(TutelageError, match=r"reads teacher_logp_BTV, which GRPO does not have\. Give the trainer a teacher"):
         grpo(tmp_path, gkd)
 

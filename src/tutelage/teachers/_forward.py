@@ -7,6 +7,7 @@ are picked out before they reach it, by a hook on that layer, and everything els
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -142,3 +143,22 @@ def next_token_logp(
                 value, index = logits.topk(width, dim=-1)
                 logp[where], top_ids[where] = value - logits.logsumexp(-1, keepdim=True), index
     return top_ids, logp
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode; then as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def seeded(model: Any, seed: int) -> Iterator[None]:
+    """Torch's generators from `seed`, and afterwards as they were; `generate` draws from no other."""
+    with torch.random.fork_rng(devices=[model.device.index or 0] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -11,8 +11,7 @@ Its embeddings may be padded to another size than the student's: the softmax of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,14 +115,14 @@ class LocalTeacher:
         """
         import torch
 
-        from tutelage.teachers._forward import next_token_logp
+        from tutelage.teachers._forward import evaluating, next_token_logp
 
         here = self._at(ids_BL)
         attention_BL = torch.ones_like(ids_BL) if attention_BL is None else attention_BL
         if places_BT is None:
             places_BT = torch.where(attention_BL.bool(), torch.arange(ids_BL.shape[1], device=ids_BL.device), -1)
         facts = self.facts
-        with self._teaching(), torch.autocast(here.type, enabled=False):
+        with evaluating(self.model), torch.autocast(here.type, enabled=False):
             top_ids, logp = next_token_logp(
                 self.model, ids_BL.to(here), attention_BL.to(here), places_BT.to(here), vocabulary=facts.vocabulary,
                 temperature=facts.temperature, top_k=facts.top_k, tokens=self.tokens_at_once,
@@ -158,13 +157,17 @@ class LocalTeacher:
         Raises:
             TutelageError: tasks without prompts; no answer left.
         """
+        import torch
+
+        from tutelage.teachers._forward import evaluating, seeded
+
         rows = _rows(tasks)
         chat = not isinstance(rows[0]["prompt"], str)
         texts = [
             self.tokenizer.apply_chat_template(r["prompt"], tokenize=False, add_generation_prompt=True) if chat else r["prompt"]
             for r in rows
         ]
-        with self._teaching(), _seeded(self.model, int(rng.integers(2**62))):
+        with evaluating(self.model), torch.no_grad(), seeded(self.model, int(rng.integers(2**62))):
             answers_NG = generate_ids(
                 self.model, self.tokenizer, texts, attempts=attempts, max_new_tokens=max_new_tokens, temperature=temperature,
                 templated=chat, batch_size=batch_size, top_p=top_p,
@@ -180,19 +183,6 @@ class LocalTeacher:
         if self.device is None and self.model.device != ids_BL.device and getattr(self.model, "hf_device_map", None) is None:
             self.model.to(ids_BL.device)
         return self.model.device
-
-    @contextmanager
-    def _teaching(self) -> Iterator[None]:
-        """Evaluation mode and no gradient; then as it was."""
-        import torch
-
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.model.train(was_training)
 
 
 def _rows(tasks: Any) -> list[Mapping[str, Any]]:
@@ -233,13 +223,3 @@ def _end_ids(model: Any, tokenizer: Any) -> set[int]:
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
     return {*ends, tokenizer.eos_token_id} - {None}
-
-
-@contextmanager
-def _seeded(model: Any, seed: int) -> Iterator[None]:
-    """Torch's generators from `seed`, and afterwards as they were; `generate` draws from no other."""
-    import torch
-
-    with torch.random.fork_rng(devices=[model.device.index or 0] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -49,6 +49,11 @@ def offered(trainer: Lessons) -> frozenset[str]:
     read = frozenset() if objective is None else frozenset(objective.requires) & (DENSE | SPARSE)
     if not read and hasattr(teacher, "intervene"):
         return frozenset({STUDENT})
+    if elsewhere := sorted(name for name in getattr(objective, "requires", ()) if "/teacher_" in name):
+        raise TutelageError(
+            f"The objective reads {', '.join(elsewhere)}: a teacher scores a trainer's own texts, not those of another source. Distil on "
+            "demonstrations with trl.SFTTrainer, or on the student's own answers with a part that is not On(...)."
+        )
     if not read:
         raise TutelageError(
             f"The teacher {teacher!r} scores text, and nothing reads its scores. Give an objective that does, such as "
@@ -78,7 +83,7 @@ def grpo_columns(trainer: GRPOLessons, model: Any, inputs: Batch, mask_BT: Tenso
     before = inputs["prompt_ids"].shape[1] - 1  # the place that the first token of the answer is predicted from
     places_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device).expand_as(mask_BT) + before
     logits = trainer.logits_at(model, {"input_ids": ids_BL, "attention_mask": attention_BL}, places_BT)
-    logp_BT, entropy_BT = token_statistics(logits / trainer.temperature, inputs["completion_ids"], trainer.objective.requires)
+    logp_BT, entropy_BT = token_statistics(logits, inputs["completion_ids"], trainer.objective.requires, trainer.temperature)
     columns = {"logp_BT": logp_BT, "entropy_BT": entropy_BT}
     return columns | _distributions(trainer, logits, ids_BL, attention_BL, torch.where(mask_BT, places_BT, -1))
 
@@ -103,11 +108,11 @@ def packed(mask_BT: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(width, device=mask_BT.device) < length_B.unsqueeze(1), places_BT
 
 
-def token_statistics(logits_BTV: Tensor, ids_BT: Tensor, required: frozenset[str]) -> tuple[Tensor, Tensor]:
+def token_statistics(logits_BTV: Tensor, ids_BT: Tensor, required: frozenset[str], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of each token (B, T); a gradient, and the memory for it, only where the objective reads them."""
     rows: list[tuple[Tensor, Tensor]] = []
     for logits_TV, ids_T in zip(logits_BTV, ids_BT, strict=True):  # row by row, as temporaries are as wide as the vocabulary
-        logits_TV = logits_TV.float()
+        logits_TV = logits_TV.float() / temperature
         whole_T = logits_TV.logsumexp(-1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and "logp_BT" in required):
             logp_T = logits_TV.gather(-1, ids_T.unsqueeze(-1)).squeeze(-1) - whole_T

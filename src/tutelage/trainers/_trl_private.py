@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from trl.models.utils import disable_gradient_checkpointing
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer.utils import use_adapter
 
 from tutelage.errors import TutelageError
@@ -64,6 +64,7 @@ class Engine(Base):
 
     curriculum: Any
     objective: Any
+    teacher: Any
     mix: Any = None
     _staging: str | None = None
 
@@ -406,6 +407,29 @@ class SFTEngine(Engine):
         """Called with the outputs of each training forward pass; the adapter above supplies it."""
         raise NotImplementedError
 
+    def sourced(self, batches: list[Batch]) -> list[Batch]:
+        """The micro-batches of one step with the completions that are to be trained; the adapter above supplies it."""
+        raise NotImplementedError
+
+    @contextmanager
+    def generating(self, who: str) -> Iterator[Any]:
+        """The model that writes: "student", gathered and unwrapped, or "teacher", where the student is."""
+        if who == "teacher":
+            yield self.teacher.model.to(self.accelerator.device)
+            return
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+            yield model
+
+    @property
+    def pad_id(self) -> int:
+        return self._tokenizer.pad_token_id
+
+    @property
+    def end_ids(self) -> list[int]:
+        """What ends an answer: the tokenizer's end and those of the model's generation settings."""
+        ends = self.model.generation_config.eos_token_id
+        return sorted({self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+
     def count_window(self, batches: list[Batch]) -> None:
         """Count what the objective divides by; the adapter above supplies it."""
         raise NotImplementedError
@@ -426,6 +450,7 @@ class SFTEngine(Engine):
             batches = self.next_window(len(ticks)) if ticks else []
             items = self._get_num_items_in_batch(batches, device)
         if self.objective is not None and batches:
+            batches = self.sourced(batches)
             self.count_window(batches)
         return batches, items
 

@@ -36,13 +36,14 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _mix, _objective, _refill, _resume, _rng, _signals, _supervised, _teacher, _teaching
+from tutelage.trainers import _gkd, _mix, _objective, _refill, _resume, _rng, _signals, _supervised, _teacher, _teaching
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
+from tutelage.trainers._gkd import GKDRule
 from tutelage.trainers._judgement import Judge
 from tutelage.trainers._trl_private import Engine, GRPOEngine, SFTEngine, check_versions
 
-__all__ = ["Ledger", "Lesson", "complete_checkpoints", "with_curriculum"]
+__all__ = ["GKDRule", "Ledger", "Lesson", "complete_checkpoints", "with_curriculum"]
 OnShort = Literal["pad", "partial", "raise"]
 
 
@@ -82,6 +83,10 @@ def with_curriculum(base: type) -> type:
 
         GRPO measures what a curriculum asks for: attempts, and by a forward pass the angle concentration of prompts (`wants`) and of
         rollouts (`needs`), see `tutelage.students.angles`; the length of prompts too.
+
+        and, for SFT with a teacher:
+
+        - `data_rule`: whose completions a step trains on, a `GKDRule`: the data's, the student's own or the teacher's.
 
         It has `ledger`, what the run has spent; `curriculum_seconds`, the time the curriculum took on rank 0; and `skipped_checkpoints`,
         what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`, the teacher's as
@@ -278,8 +283,10 @@ class SFTLessons(Lessons, SFTEngine):
     pending: list[torch.Tensor]
     window_counts: dict[str, torch.Tensor]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, data_rule: GKDRule | None = None, **kwargs: Any) -> None:
+        self.data_rule = data_rule
         super().__init__(*args, **kwargs)
+        _gkd.check(self)
         taught = _teaching.offered(self)
         if self.objective is not None:
             self.loss_is_scaled_for_ga = True  # the objective divides by the whole step's counts itself
@@ -320,6 +327,9 @@ class SFTLessons(Lessons, SFTEngine):
 
     def overheard(self, outputs: Any) -> None:
         _supervised.overheard(self, outputs)
+
+    def sourced(self, batches: list[Batch]) -> list[Batch]:
+        return batches if self.data_rule is None else _gkd.drawn(self, batches)
 
     def count_window(self, batches: list[Batch]) -> None:
         masks = [batch["labels"][:, 1:].to(self.accelerator.device) != -100 for batch in batches]

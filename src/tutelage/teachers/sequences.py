@@ -1,0 +1,84 @@
+"""Whole answers: which of their tokens count, and the divergence between two models over everything that one of them may write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tutelage.errors import TutelageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+def completion_mask(ids_BT: Tensor, end_ids: Sequence[int] | None) -> Tensor:
+    """True up to and including the first end token of each answer (B, T); everywhere where there is no end token.
+
+    What follows an end is padding, even where the padding token is the end token itself.
+    """
+    import torch
+
+    ended_BT = torch.isin(ids_BT, torch.tensor(list(end_ids or []), dtype=ids_BT.dtype, device=ids_BT.device))
+    return ended_BT.long().cumsum(1) - ended_BT.long() == 0
+
+
+def sequence_kl(
+    reference: Any,
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int,
+    horizon: int,
+    rng: np.random.Generator,
+    end_ids: Sequence[int] | None = None,
+    vocabulary: int | None = None,
+) -> tuple[float, float]:
+    """KL(reference ‖ model) over whole answers, in nats, by sampling from `reference`: (mean, standard error).
+
+    The chain rule: KL = E_{y ~ reference} Σ_t KL(reference(· | y_<t) ‖ model(· | y_<t)), with the exact KL over the vocabulary at every
+    step, which has the mean of the log-ratio of the sampled tokens and less variance. The order matters: samples must come from the first
+    model, or it is the sequence KL of nothing.
+
+    Args:
+        reference, model: causal language models of one tokenizer, used in evaluation mode and left as they were found.
+        prompts: token ids, one list per prompt.
+        samples: answers per prompt.
+        horizon: tokens of an answer at most; the KL is that of answers cut there.
+        rng: all randomness comes from it.
+        end_ids: tokens that end an answer; without them every answer has `horizon` tokens.
+        vocabulary: both softmaxes run over the first so many entries; without it over the narrower model's.
+
+    Returns:
+        The mean over prompts and samples, and its standard error, of samples and prompts together.
+    """
+    import torch
+
+    from tutelage.objectives.divergence import kl, tempered
+    from tutelage.teachers._forward import evaluating, logits_at, seeded
+
+    if not prompts or samples < 1 or samples * len(prompts) < 2 or horizon < 1:
+        raise TutelageError(
+            f"A sequence KL with its error needs a prompt, a horizon and two samples in all; got {len(prompts)} prompts, {samples} samples "
+            f"of each and a horizon of {horizon}."
+        )
+    total: list[Tensor] = []
+    ends = list(end_ids) if end_ids else None
+    with evaluating(reference), evaluating(model), torch.no_grad(), seeded(reference, int(rng.integers(2**62))):
+        for prompt in prompts:
+            start = torch.tensor([list(prompt)] * samples, device=reference.device)
+            ids_BL = reference.generate(
+                input_ids=start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+                max_new_tokens=horizon, eos_token_id=ends or [-1], pad_token_id=ends[0] if ends else 0,
+            )  # fmt: skip
+            answer_BT = ids_BL[:, len(prompt) :]
+            mask_BT = completion_mask(answer_BT, ends)
+            rows_BT = torch.arange(samples, device=ids_BL.device).unsqueeze(1).expand_as(answer_BT)
+            places_BT = torch.arange(answer_BT.shape[1], device=ids_BL.device).expand_as(answer_BT) + len(prompt) - 1
+            inputs = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+            wide = [logits_at(net, inputs, rows_BT, places_BT) for net in (reference, model)]
+            entries = vocabulary or min(logits.shape[-1] for logits in wide)
+            p, q = (tempered(logits[..., :entries], 1.0) for logits in wide)
+            total.append(torch.where(mask_BT, kl(p, q), 0.0).sum(1).double().cpu())
+    value_N = torch.cat(total)
+    return value_N.mean().item(), (value_N.std() / len(value_N) ** 0.5).item()
