@@ -90,7 +90,7 @@ def uniform_svd(store: WeightStore) -> list[Rules]:
             *({"match": n, "operator": "svd_delta", "rank": max(1, int(share * min(s))), "bits": 16} for n, s in _matrices(store).items()),
             rest,
         )
-        for share in np.arange(1, 33) / 64
+        for share in np.arange(2, 65) / 128
     ]
 
 
@@ -108,7 +108,7 @@ def two_bits(store: WeightStore) -> list[Rules]:
 def uniform_pruning(store: WeightStore) -> list[Rules]:
     """One share of entries for every tensor."""
     return [
-        _rules({"match": "*", "operator": "sparse_delta", "keep": float(k), "bits": b}) for k in np.geomspace(0.02, 0.2, 10) for b in (4, 6)
+        _rules({"match": "*", "operator": "sparse_delta", "keep": float(k), "bits": b}) for k in np.arange(0.03, 0.13, 0.005) for b in (4, 6)
     ]
 
 
