@@ -108,7 +108,7 @@ def two_bits(store: WeightStore) -> list[Rules]:
 def uniform_pruning(store: WeightStore) -> list[Rules]:
     """One share of entries for every tensor."""
     return [
-        _rules({"match": "*", "operator": "sparse_delta", "keep": float(k), "bits": b}) for k in np.arange(0.03, 0.13, 0.005) for b in (4, 6)
+        _rules({"match": "*", "operator": "sparse_delta", "keep": float(k), "bits": b}) for k in np.arange(0.05, 0.3, 0.01) for b in (4, 6)
     ]
 
 
