@@ -2,7 +2,8 @@
 
 Merges (`linear`, `task_arithmetic`, `ties`, `dare`) are typed functions on arrays, registered as edits; `store` reads and writes
 checkpoints, `task_vector` holds a difference that knows its base, `apply` adds one with an exact undo, `recipe` and `merge` read and run
-mergekit-style YAML, `verify` checks a checkpoint, `packs` compresses a task vector to a budget of bytes. `tutelage edit --help` is the same on the command line.
+mergekit-style YAML, `verify` checks a checkpoint, `packs` compresses a task vector to a budget of bytes. `tutelage edit --help` is the
+same on the command line.
 """
 
 from __future__ import annotations
