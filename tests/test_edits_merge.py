@@ -29,7 +29,7 @@ def f(*values):
 
 
 def test_the_four_are_registered_with_their_schema():
-    assert edits.names() == ["dare", "linear", "task_arithmetic", "ties"]
+    assert {"dare", "linear", "task_arithmetic", "ties"} <= set(edits.names())
     assert all(edits.get(name).summary for name in edits.names())
     assert edits.get("ties").parameters["density"].default == 0.2
     with pytest.raises(TutelageError, match="Did you mean 'density'"):

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scale:
-    """Supervised steps on the old and the new skill, tasks of each length for training and evaluation."""
+    """Supervised steps on the old and the new skill, tasks of each length for training and evaluation; every how-manieth uniform setting
+    is tried."""
 
     old_steps: int = 400
     new_steps: int = 300
@@ -58,10 +59,11 @@ class Scale:
     width: int = 64
     per_arm: int = 4096
     held_out: int = 256
+    every: int = 1
 
 
 FULL = Scale()
-SMOKE = Scale(old_steps=12, new_steps=12, width=16, per_arm=64, held_out=8)
+SMOKE = Scale(old_steps=12, new_steps=12, width=16, per_arm=64, held_out=8, every=9)
 LENGTHS = range(3, 8)
 EIGHTH = 1 / 16  # of the student's float32 bytes: 1/8 of 16-bit ones
 MODULES: list[dict[str, Any]] = [
@@ -90,7 +92,7 @@ def uniform_svd(store: WeightStore) -> list[Rules]:
             *({"match": n, "operator": "svd_delta", "rank": max(1, int(share * min(s))), "bits": 16} for n, s in _matrices(store).items()),
             rest,
         )
-        for share in np.arange(1, 33) / 64
+        for share in np.arange(2, 65) / 128
     ]
 
 
@@ -108,7 +110,7 @@ def two_bits(store: WeightStore) -> list[Rules]:
 def uniform_pruning(store: WeightStore) -> list[Rules]:
     """One share of entries for every tensor."""
     return [
-        _rules({"match": "*", "operator": "sparse_delta", "keep": float(k), "bits": b}) for k in np.geomspace(0.02, 0.2, 10) for b in (4, 6)
+        _rules({"match": "*", "operator": "sparse_delta", "keep": float(k), "bits": b}) for k in np.arange(0.05, 0.3, 0.01) for b in (4, 6)
     ]
 
 
@@ -218,7 +220,7 @@ def keep(seed: int, size: Scale, candidates: Candidates, budget: float) -> Cell:
     """Pack the skill of a seed's student, load the pack, and measure both skills with it and after it is gone."""
     room = _classroom(seed, size)
     with tempfile.TemporaryDirectory(prefix="graftllm-") as folder:
-        path = _pack_best(room.base, room.tuned, Path(folder), _fitting(room.base, candidates(room.base), budget), budget)
+        path = _pack_best(room.base, room.tuned, Path(folder), _fitting(room.base, candidates(room.base)[:: size.every], budget), budget)
         rack = PackRack(room.student, {"new": path} if path.is_file() else {})
         data = rack.packs["new"].sizes["data"] if rack.packs else 0  # type: ignore[attr-defined]
         with rack.on(*rack.packs):

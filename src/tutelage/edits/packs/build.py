@@ -92,8 +92,12 @@ def pack(
         raise TutelageError(f"{out} exists already and is not overwritten. Choose another name, or move it away.")
     job = _Job(base, tuned, rules, calibration, tell, count_manifest=count_manifest)
     work = _Work(out, job.identity())
-    findings = [work.survey[name] if name in work.survey else work.add_finding(job.survey(name)) for name in base.names]
-    chosen = job.choose(findings)
+    try:
+        findings = [work.survey[name] if name in work.survey else work.add_finding(job.survey(name)) for name in base.names]
+        chosen = job.choose(findings)
+    except TutelageError:  # these inputs will not do
+        shutil.rmtree(work.folder)
+        raise
     for finding in findings:
         choice = chosen.get(finding.name)
         if choice is not None and choice.operator is not None and finding.name not in work.done:
@@ -312,6 +316,8 @@ def _assemble(out: Path, job: _Job, work: _Work, findings: list[Finding]) -> dic
     base = {finding.name: finding.base for finding in findings}
     changed = [f for f in findings if f.choices]
     sizes = {"delta": sum(job.base.tensors[f.name].nbytes for f in changed), "data": sum(line["bytes"] for line in work.done.values())}
+    if sum(len(part) for part in _parts(work.data)) != sizes["data"]:
+        raise TutelageError(f"{work.data} is not what was written to it: is the same pack being made twice at once? Remove {work.folder}.")
     digest = content_digest(manifest, base)
     for part in _parts(work.data):
         digest.update(part)
