@@ -274,10 +274,6 @@ def train_cell(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str, A
     model, tokenizer = engines.load_model(bench.run)
     kind, amount = job.budget
     _, rollouts_per_step = engines.plain_step(bench.run, job.arm)
-    if kind == "rollouts" and engines.engine_of(bench.run, job.arm) == "sft":
-        raise TutelageError(
-            "Supervised training draws no rollouts; give a budget of updates, tokens or seconds, such as --budget 100updates."
-        )
     enough = {"updates": amount, "rollouts": amount / rollouts_per_step}.get(kind, 1e6)
     folder.mkdir(parents=True, exist_ok=True)
     config = engines.make_config(bench.run, job.arm, seed=bench.run.seed + job.seed, max_steps=math.ceil(enough), output_dir=folder)

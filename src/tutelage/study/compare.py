@@ -138,6 +138,7 @@ def plan(run: Run, *, out: Path | None = None) -> Comparison:
     base = next(arm for arm in arms if arm.name == run.baseline)
     _, per_step = engines.plain_step(run, base)
     budget = engines.budget_of(run, per_step, supervised=any(engines.supervised(run, arm) for arm in arms))
+    engines.check_budget(run, arms, budget)
     plans = [row for arm in sorted(arms, key=lambda a: a.name != run.baseline) for row in _rows(arm, run, base, budget, per_step)]
     comparisons = sum(p.kind != "baseline" for p in plans) + sum(p.kind == "control" for p in plans)
     count = run.seeds if run.seeds is not None else seeds_needed(max(comparisons, 1))

@@ -150,6 +150,29 @@ def supervised(run: Run, arm: Arm) -> bool:
     return any("/" in column for column in objectives.build(arm.objective, **arm.objective_parameters).requires)
 
 
+def round_steps(arm: Arm, budget: tuple[BudgetKind, float]) -> int:
+    """Optimiser steps of each round of self-play; a budget in other units, or one that the rounds do not divide, raises."""
+    kind, amount = budget
+    if kind != "updates":
+        raise TutelageError(f"Self-play ({arm.name}) is budgeted in updates, not {kind}: give --budget 120updates, or --steps 120.")
+    if amount % arm.rounds:
+        raise TutelageError(
+            f"{amount:g} updates do not fall into {arm.rounds} equal rounds of {arm.name}; give a multiple, or another number of rounds."
+        )
+    return int(amount) // arm.rounds
+
+
+def check_budget(run: Run, arms: Sequence[Arm], budget: tuple[BudgetKind, float]) -> None:
+    """Raise, before anything trains, where an arm cannot be given this budget."""
+    for arm in arms:
+        if engine_of(run, arm) == "self_play":
+            round_steps(arm, budget)
+        if engine_of(run, arm) == "sft" and budget[0] == "rollouts":
+            raise TutelageError(
+                "Supervised training draws no rollouts; give a budget of updates, tokens or seconds, such as --budget 100updates."
+            )
+
+
 def load_model(run: Run) -> tuple[Any, Any]:
     """(model, tokenizer) of a run."""
     from tutelage import models

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import TutelageError
 from tutelage.study import engines
 from tutelage.study.cell import Bench, Job, lora_config
 from tutelage.study.evaluate import HeldOut, evaluate
@@ -41,7 +40,7 @@ def train_rounds(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str,
     from tutelage.trainers.self_play import TEAMS, self_play
 
     run, arm = bench.run, job.arm
-    steps = _steps(job)
+    steps = engines.round_steps(arm, job.budget)
     model, tokenizer = engines.load_model(run)
     if (lora := lora_config(run)) is not None:
         import peft
@@ -71,17 +70,6 @@ def train_rounds(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str,
     )
     records = {name: watch.record(name, bench, played.rounds) for name in ARMS}
     return {**records["self_play"], "warnings": played.warnings, "control": records["control"]}, model, tokenizer
-
-
-def _steps(job: Job) -> int:
-    kind, amount = job.budget
-    if kind != "updates":
-        raise TutelageError(f"Self-play is budgeted in updates, not {kind}: give --budget 120updates, or --steps 120.")
-    if amount % job.arm.rounds:
-        raise TutelageError(
-            f"{amount:g} updates do not fall into {job.arm.rounds} equal rounds of self-play; give a multiple, or another number of rounds."
-        )
-    return int(amount) // job.arm.rounds
 
 
 class _Watch:

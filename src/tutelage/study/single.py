@@ -50,6 +50,7 @@ def plan(run: Run, out: Path | None) -> tuple[Job, Path]:
     engines.check_settings(run, [arm])
     _, per_step = engines.plain_step(run, arm)
     budget = engines.budget_of(run, per_step, supervised=engines.supervised(run, arm))
+    engines.check_budget(run, [arm], budget)
     job = Job(arm.name, arm, 0, budget)
     return job, out or Path(f"{default_out(run)}-{arm.name.replace(':', '-')}")
 
