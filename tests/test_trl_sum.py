@@ -102,7 +102,7 @@ def expected_gradient(path: Path) -> np.ndarray:
     source = make(path, objective=both(), demonstrations_per_step=5, max_steps=1).mix.source
     model, total, tokens = tiny.model(), torch.zeros(()), 0
     for row in source.draw(1, 0, 1).rows_N:
-        ids, labels = (torch.tensor([x]) for x in source.examples[row])
+        ids, labels = (torch.tensor(x, dtype=torch.int64)[None] for x in (source.examples[row].ids_T, source.examples[row].labels()))
         logp = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
         trained = labels[0, 1:] != IGNORED
         total, tokens = total - logp[trained].sum(), tokens + int(trained.sum())
@@ -211,7 +211,7 @@ def test_tokens_of_text_and_chat(tmp_path: Path) -> None:
 
     def shown(data: Dataset) -> list[tuple[str, str]]:
         found = tokenised(data, tokeniser(made), "$", "demonstrations")
-        return [(decode(e.ids), decode([t for t in e.labels if t != IGNORED])) for e in found]
+        return [(decode(e.ids_T), decode(e.ids_T[e.start :])) for e in found]
 
     assert shown(demonstrations(1)) == [("00=ab$", "ab$")]
     assert shown(Dataset.from_dict({"prompt": ["1+"], "completion": ["2$"]})) == [("1+2$", "2$")]
@@ -253,7 +253,7 @@ def test_what_cannot_be_summed_says_so(tmp_path: Path) -> None:
     fails(r"reads web/logp_BT", objective=Sum({"policy": (GRPO, 1.0), "web": (On("web", objective("nll")), 1.0)}))
     fails(r"demonstrations_per_step is the number", demonstrations_per_step=0)
     fails(r"without demonstrations=", objective=GRPO, demonstrations=None, demonstrations_per_step=3)
-    fails(r"column\(s\) text", demonstrations=Dataset.from_dict({"text": ["a"]}))
+    fails(r"a Dataset of 1 rows with the column\(s\) text", demonstrations=Dataset.from_dict({"text": ["a"]}))
     fails(r"Row 1 of demonstrations", demonstrations=Dataset.from_dict({"prompt": ["a", "b"], "completion": ["a", ""]}))
     with pytest.raises(TutelageError, match=r"SFTTrainer has no rollouts"):
         with_curriculum(trl.SFTTrainer)(

@@ -34,10 +34,14 @@ Tokenise = Callable[..., list[int]]
 
 
 class Example(NamedTuple):
-    """A tokenised demonstration; labels are `IGNORED` where a token is not trained."""
+    """A tokenised demonstration: its tokens (T,), int32, and the place of the first that is trained."""
 
-    ids: list[int]
-    labels: list[int]
+    ids_T: NDArray[np.int32]
+    start: int
+
+    def labels(self) -> NDArray[np.int64]:
+        """The tokens, `IGNORED` where they are not trained."""
+        return np.where(np.arange(len(self.ids_T)) < self.start, IGNORED, self.ids_T)
 
 
 class Window(NamedTuple):
@@ -77,19 +81,18 @@ class Source:
 
     def collate(self, rows_b: NDArray[np.int64], *, filler: int) -> Batch:
         """Rows as one right-padded batch, for -1 a masked copy of `filler`."""
-        examples = [
-            self.examples[r] if r >= 0 else Example(self.examples[filler].ids, [IGNORED] * len(self.examples[filler].ids)) for r in rows_b
-        ]
-        ids = [torch.tensor(e.ids) for e in examples]
+        inert = Example(self.examples[filler].ids_T, len(self.examples[filler].ids_T))
+        examples = [self.examples[row] if row >= 0 else inert for row in rows_b]
+        ids = [torch.from_numpy(e.ids_T.astype(np.int64)) for e in examples]
         return {
             "input_ids": padded(ids, self.pad_id, left=False, multiple_of=None),
             "attention_mask": padded([torch.ones_like(x) for x in ids], 0, left=False, multiple_of=None),
-            "labels": padded([torch.tensor(e.labels) for e in examples], IGNORED, left=False, multiple_of=None),
+            "labels": padded([torch.from_numpy(e.labels()) for e in examples], IGNORED, left=False, multiple_of=None),
         }
 
     def mask(self, rows_N: NDArray[np.int64]) -> Tensor:
         """Which tokens of the rows are trained, as the model predicts them (N, T - 1)."""
-        labels = [torch.tensor(self.examples[row].labels) for row in rows_N]
+        labels = [torch.from_numpy(self.examples[row].labels()) for row in rows_N]
         return padded(labels, IGNORED, left=False, multiple_of=None)[:, 1:] != IGNORED
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +111,7 @@ class Source:
         """What the rows are, in words and a hash."""
         digest = hashlib.blake2b(digest_size=8)
         for example in self.examples:
-            digest.update(np.array([len(example.ids), *example.ids, *example.labels], dtype=np.int64).tobytes())
+            digest.update(np.array([len(example.ids_T), example.start], dtype=np.int32).tobytes() + example.ids_T.tobytes())
         return f"{len(self.examples)} rows with the hash {digest.hexdigest()}"
 
 
@@ -136,9 +139,8 @@ def tokeniser(trainer: GRPOLessons) -> Tokenise:
     def tokenise(text: Any, *, reply_follows: bool) -> list[int]:
         if isinstance(text, str):
             return tokenizer(text=text)["input_ids"]
-        return tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, add_generation_prompt=reply_follows, **options)[
-            "input_ids"
-        ]
+        found = tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, add_generation_prompt=reply_follows, **options)
+        return found["input_ids"]
 
     return tokenise
 
@@ -152,14 +154,15 @@ def tokenised(dataset: Any, tokenise: Tokenise, eos: str | None, name: str) -> l
         TutelageError: no rows, columns that are neither of the two kinds, or a row without anything to train on; it names the row.
     """
     columns = set(getattr(dataset, "column_names", None) or ())
-    if not len(dataset) or not (columns >= {"prompt", "completion"} or "messages" in columns):
+    size, paired = len(dataset) if hasattr(dataset, "__len__") else 0, columns >= {"prompt", "completion"}
+    if not size or not (paired or "messages" in columns):
         raise TutelageError(
             f"{name}= takes a datasets.Dataset with rows and the columns 'prompt' and 'completion' (text or chat), or 'messages'; got "
-            f"{len(dataset)} rows with the column(s) {', '.join(sorted(columns)) or 'none'}."
+            f"a {type(dataset).__name__} of {size} rows with the column(s) {', '.join(sorted(columns)) or 'none'}."
         )
     examples, parted = [], 0
     for number, row in enumerate(dataset):
-        prompt, completion = (row["prompt"], row["completion"]) if "prompt" in columns else (row["messages"][:-1], row["messages"][-1:])
+        prompt, completion = (row["prompt"], row["completion"]) if paired else (row["messages"][:-1], row["messages"][-1:])
         if type(prompt) is not type(completion) or not prompt or not completion:
             raise TutelageError(
                 f"Row {number} of {name}: prompt and completion must both be text or both be lists of messages, and not be empty; got "
@@ -172,7 +175,7 @@ def tokenised(dataset: Any, tokenise: Tokenise, eos: str | None, name: str) -> l
         parted += start < len(prompt_ids)
         if max(start, 1) >= len(ids):
             raise TutelageError(f"Row {number} of {name} has no token to train on: its completion {completion!r} adds none to the prompt.")
-        examples.append(Example(ids, [IGNORED] * start + ids[start:]))
+        examples.append(Example(np.array(ids, dtype=np.int32), start))
     if parted:
         logger.warning(
             "In %d of %d %s the prompt's tokens are not the beginning of those of prompt and completion: the template renders the prompt "
