@@ -165,6 +165,8 @@ def test_prompts() -> None:
     assert Egsr(hint="answer").guide("q", "42").startswith("q\n\nTo help you: the correct final answer is 42.")
     assert Egsr(template=lambda prompt, hint: [*prompt, *hint]).guide([1], [2]) == [1, 2]
     assert set(TEMPLATES) == {"solution", "answer"}
+    with pytest.raises(TutelageError, match="rewrites the text of a chat's last message"):
+        teacher.guide([{"role": "user", "content": [{"type": "text", "text": "1+1="}]}], "2")
 
 
 def test_the_answer_as_a_hint_may_be_a_number() -> None:

@@ -184,6 +184,11 @@ class Egsr:
             return self.template(prompt, hint)
         if not isinstance(prompt, str):
             last = prompt[-1]
+            if not isinstance(last["content"], str):
+                raise TutelageError(
+                    f"EGSR's template rewrites the text of a chat's last message, and this one holds {str(last['content'])[:80]}. Give a "
+                    "function (prompt, hint) -> prompt as the template."
+                )
             return [*prompt[:-1], {**last, "content": self.guide(last["content"], hint)}]
         end = "\n" if prompt.endswith("\n") else ""
         parts = {"prompt": prompt.rstrip("\n"), "hint": str(hint)}
