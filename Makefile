@@ -31,6 +31,7 @@ smoke: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/pool_and_curricula.py
+	$(BIN)/python benchmarks/angle_concentration.py
 	$(BIN)/python benchmarks/compare_throughput.py
 
 env: $(STAMP)

@@ -29,7 +29,7 @@ import numpy as np
 import tutelage as tt
 from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.registry import curricula
-from tutelage.testing._lessons import state_bytes
+from tutelage.testing._lessons import signals_of, state_bytes
 
 SMALL, BATCH, ATTEMPTS = 10_000, 512, 8
 TARGETS = {"build_s": 10.0, "memory_gb": 1.0, "lesson_ms": 5.0}
@@ -68,6 +68,10 @@ class Lessons:
         self.pool, self.rng, self.step = pool, np.random.default_rng(1), 0
         start = time.perf_counter()
         self.curriculum = tt.curriculum(name, pool, seed=0)
+        wants = self.curriculum.wants()
+        if wants is not None and not wants.attempts:  # signals of the whole pool, measured once before the first lesson
+            signals = {signal: self.rng.random(len(wants.rows_N)) for signal in wants.signals}
+            self.curriculum.observe(tt.Outcomes.of(pool, wants.rows_N, step=0, signals=signals), probe=True)
         self.construct_s = time.perf_counter() - start
         self.propose_ms: list[float] = []
         self.observe_ms: list[float] = []
@@ -77,7 +81,8 @@ class Lessons:
         start = time.perf_counter()
         rows_N = self.curriculum.propose(BATCH)
         proposed = time.perf_counter()
-        outcomes = tt.Outcomes.of(self.pool, rows_N, step=self.step, solved=solved_NG)
+        signals = {signal: self.rng.random(BATCH) for signal in signals_of(self.curriculum)}
+        outcomes = tt.Outcomes.of(self.pool, rows_N, step=self.step, solved=solved_NG, signals=signals)
         made = time.perf_counter()
         self.curriculum.observe(outcomes)
         self.observe_ms.append((time.perf_counter() - made) * 1e3)

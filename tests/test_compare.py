@@ -72,6 +72,49 @@ def test_budgets_are_kept_and_what_is_thrown_away_counts(league: dict):
         assert all(abs(sum(share) - 1) < 1e-3 for share in cell["taught"]["share"])
 
 
+@pytest.fixture(scope="module")
+def every_kind(place: Path) -> dict:
+    """One arm of each kind: guided curriculum, hidden-state signal, switching losses, self-play, distillation."""
+    own = [
+        "--model",
+        "model",
+        "--tasks",
+        "tasks.jsonl",
+        "--set",
+        "columns.arm=level",
+        "--out",
+        "kinds",
+        "--seeds",
+        "1",
+        "--budget",
+        "3updates",
+    ]
+    arms = ["uniform", "adcl:batches=2,attempts=2+egsr", "gain-rl", "sasr:warmup_steps=1", "tpaw", "gkd+local:model=model"]
+    return json.loads(compare(place, *arms, *own, *BASE[4:], "--jobs", "1", "--json").stdout)
+
+
+def test_every_kind_of_teaching_is_an_arm(every_kind: dict):
+    rows = {row["name"]: row for row in every_kind["rows"]}
+    cells = {cell["row"]: cell for cell in every_kind["cells"]}
+    assert [name for name, row in rows.items() if row["kind"] == "method"] == [
+        "adcl:batches=2,attempts=2+egsr", "gain-rl", "sasr:warmup_steps=1", "tpaw", "gkd+local:model=model",
+    ]  # fmt: skip
+    assert {cell["totals"]["updates"] for cell in cells.values() if cell["row"] != "uniform@adcl:batches=2,attempts=2+egsr"} == {3}
+    guided = cells["adcl:batches=2,attempts=2+egsr"]["totals"]
+    assert guided["probe_rollouts"] > 0
+    assert guided["guided_rollouts"] > 0
+    assert cells["sasr:warmup_steps=1"]["totals"]["rollouts"] < 24  # supervised steps cost none
+    assert rows["sft@tpaw"]["note"] == "supervised, as long as tpaw"
+    assert cells["sft@tpaw"]["totals"]["rollouts"] == 0 < cells["tpaw"]["totals"]["rollouts"]
+    assert len(cells["tpaw"]["curve"]["accuracy"]) == 4  # before, and after each of three rounds
+
+
+def test_self_play_wants_a_budget_that_its_rounds_divide(place: Path):
+    own = ["--model", "model", "--tasks", "tasks.jsonl", "--out", "none", "--seeds", "1", "--jobs", "1"]
+    assert "equal rounds" in compare(place, "uniform", "spin", *own, "--budget", "4updates", check=False).stderr
+    assert "in updates" in compare(place, "uniform", "spin", *own, "--budget", "40rollouts", check=False).stderr
+
+
 def test_every_evaluation_is_diagnosed_and_the_report_shows_it(league: dict, place: Path):
     for cell in league["cells"]:
         assert len(cell["curve"]["diagnostics"]) == len(cell["curve"]["step"])

@@ -123,11 +123,19 @@ def test_values_from_the_command_line():
 
 @pytest.mark.lm
 def test_unknown_engine_options_name_the_nearest():
-    from tutelage.study.engines import check_settings
+    from tutelage.study.engines import check_settings, settings_of
 
-    check_settings({"learning_rate": 1e-4, "num_generations": 4}, "grpo")
+    uniform, supervised = parse_arm("uniform"), Arm(name="sft", trainer="sft")
+    check_settings(Run(settings={"learning_rate": 1e-4, "num_generations": 4}), [uniform])
     with pytest.raises(TutelageError, match="Did you mean 'num_generations'"):
-        check_settings({"num_generation": 4}, "grpo")
+        check_settings(Run(settings={"num_generation": 4}), [uniform])
     with pytest.raises(TutelageError, match="Did you mean 'max_length'"):
-        check_settings({"max_lenght": 4}, "sft")
+        check_settings(Run(settings={"max_lenght": 4}), [supervised])
+    mixed = Run(settings={"num_generations": 4, "max_length": 99})
+    check_settings(mixed, [uniform, supervised])  # each engine gets what it has
+    assert settings_of(mixed, uniform)["num_generations"] == 4
+    assert settings_of(mixed, supervised)["max_length"] == 99
+    assert "num_generations" not in settings_of(mixed, supervised)
+    with pytest.raises(TutelageError, match="num_generations"):
+        check_settings(Run(), [supervised.model_copy(update={"settings": {"num_generations": 4}})])
     assert Run().steps == 60

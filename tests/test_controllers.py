@@ -94,7 +94,7 @@ def test_only_supervised_steps_move_the_norm():
     switch.update({"imitate/grad_norm": math.nan})
     switch.update({"imitate/grad_norm": math.inf})
     assert switch.g_last == 1.0
-    assert switch.metrics == {"p": switch.p, "sft_share": switch.metrics["sft_share"], "g_sft": 1.0, "g_ref": 2.0}
+    assert switch.metrics == {"p": 1 / 3, "supervised": switch.weight, "sft_share": switch.supervised_steps / 6, "g_sft": 1.0, "g_ref": 2.0}
 
 
 def test_the_coin():

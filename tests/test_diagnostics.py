@@ -105,8 +105,10 @@ def test_format_dead_groups_and_distinct_answers_by_hand():
         ("Step 1: find x.\nStep 2: find y.\nThe next step is z.", {"subgoal_setting": 3}),
         ("First, we need the sum. It was the first time.", {"subgoal_setting": 1}),
         ("Case 1: n is even.\nCase 2: n is odd.\nWe consider each pair one by one.", {"enumeration": 4}),
+        ("- **Step 1:** find x.", {"subgoal_setting": 1}),
         ("The answer is 12.", {}),
         ("", {}),
+        ("\n" * 50_000 + " " * 50_000, {}),  # what a broken model says; must not take quadratic time
     ],
 )
 def test_behaviours_by_keyword(text: str, expected: dict[str, int]):

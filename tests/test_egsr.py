@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,14 @@ torch = pytest.importorskip("torch")
 from tutelage.errors import TutelageError
 from tutelage.objectives import objective
 from tutelage.outcomes import group_advantage
-from tutelage.registry import teachers
+from tutelage.registry import replications, teachers
+from tutelage.replications import egsr as miniature
 from tutelage.students.tiny_causal import TinyCausal
+from tutelage.study.replicate import run
+from tutelage.study.stats import seeds_needed
 from tutelage.teachers.egsr import TEMPLATES, Egsr, inject, overlap
 from tutelage.teachers.groups import OWN, Attempts, Groups
+from tutelage.trainers.ledger import Ledger
 
 ZEROS = np.zeros(8)
 FAILED = np.zeros(8, dtype=bool)
@@ -221,7 +227,7 @@ def test_the_three_ratios() -> None:
     batch = {"logp_BT": half[0].requires_grad_(), "old_logp_BT": half[1], "mask_BT": mask, "advantage_B": torch.tensor([1.0])}
     value, stats = loss(batch, denominators=loss.denominators_of(batch))
     assert float(stats["ratio"]) == pytest.approx(0.25)  # the sheet's case
-    assert float(value) == pytest.approx(-0.25)
+    assert value.item() == pytest.approx(-0.25)
 
 
 def test_groups_are_not_changed_in_place() -> None:
@@ -231,3 +237,63 @@ def test_groups_are_not_changed_in_place() -> None:
     Egsr().intervene(before)
     np.testing.assert_array_equal(before.reward_NG, copy.reward_NG)
     assert (before.solved_NG == 0).all()
+
+
+# The replication -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_of_the_miniature() -> None:
+    """A list with unknown digits, worked by hand: 3, 1 (unknown), 4 make 3, 4, 3 modulo 5; the last two slots are blank."""
+    digit_NT = np.array([[3, 6, 4, -1, -1]])
+    assert miniature.solution(digit_NT, 100).tolist() == [[103, 104, 103, 0, 0]]
+    prompt = miniature.prompts(digit_NT)[0].tolist()
+    blank = [miniature.BLANK] * 5
+    assert prompt == [6, 9, 7, *blank[:2], *blank, miniature.ASK]
+    hint = miniature.solution(digit_NT, miniature.THEIRS)
+    shown = miniature.prompts(digit_NT, hint)[0].tolist()
+    assert miniature.guide(prompt, hint[0, :3].tolist()) == shown
+    assert miniature.guide(prompt, hint[0, 2:3].tolist()) == [*shown[:5], *blank[:2], shown[7], *shown[8:]]
+    answer = torch.from_numpy(np.stack([miniature.solution(digit_NT, a) for a in (miniature.MINE, miniature.THEIRS)], axis=1))
+    assert miniature.solved(answer, digit_NT).tolist() == [[1, 1]]
+    answer[0, 0, 1] += miniature.BASE  # a right total in the wrong alphabet: mixed answers are wrong
+    assert miniature.solved(answer, digit_NT).tolist() == [[0, 1]]
+
+
+def test_held_out_lists_are_never_taught() -> None:
+    taught, held_out = (set(map(tuple, part.tolist())) for part in miniature.hard_lists())
+    assert (len(taught), len(held_out)) == (2678, 447)
+    assert not taught & held_out
+    drawn = miniature.hard(np.random.default_rng(0), 5000)
+    assert set(map(tuple, drawn.tolist())) <= taught
+    assert drawn.min() >= miniature.BASE
+
+
+def test_smoke_of_the_replication(tmp_path: Path) -> None:
+    result = run("egsr", smoke=True, out=tmp_path, command="tutelage replicate egsr --smoke")
+    assert {c["verdict"] for c in result["comparisons"]} == {"too few seeds"}
+    plan = replications.get("egsr").target()
+    assert {name for c in plan.comparisons for name in (c.method, c.baseline)} == set(plan.arms)
+    assert plan.seeds >= seeds_needed(len(plan.comparisons))
+    starts = {(cell["seed"], cell["curve"]["purity"][0]) for cell in result["cells"]}
+    assert len(starts) == 2  # one pre-trained student per seed, shared by all arms
+    cost = {cell["arm"]: cell["cost"] for cell in result["cells"]}
+    assert cost["grpo"]["rollouts"] == 2 * 4 * 5 >= cost["egsr"]["rollouts"]
+    assert cost["egsr"]["guided_rollouts"] == cost["egsr"]["rollouts"] - 2 * 4 * 4 > 0
+    assert cost["sft"]["rollouts"] == 0
+    assert cost["reformulated"]["guided_rollouts"] == 2 * 4
+    assert (tmp_path / "egsr.smoke.json").exists()
+
+
+def test_help_moves_a_student_that_never_succeeds() -> None:
+    """A student that copies hints and knows nothing else: one EGSR step raises log pi(o'|q), plain GRPO leaves every weight as it was."""
+    size = dataclasses.replace(miniature.FULL, pretraining=120, updates=1, prompts=8)
+    student = miniature.pretrained(100, size)
+    for teacher, moved in ((None, False), (Egsr(template=miniature.guide, guided_attempts=8), True)):
+        net = copy.deepcopy(student)
+        room = miniature.Classroom(
+            net, torch.optim.Adam(net.parameters()), 1e-2, torch.Generator().manual_seed(0), np.random.default_rng(0), size, Ledger()
+        )
+        room.reinforce(teacher, 4)
+        changed = any(not torch.equal(a, b) for a, b in zip(net.parameters(), student.parameters(), strict=True))
+        assert changed == moved
+        assert (room.ledger.guided_rollouts > 0) == moved

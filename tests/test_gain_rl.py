@@ -342,3 +342,78 @@ def test_the_battery_with_a_column_of_scores() -> None:
 @pytest.mark.parametrize("rank_by", ["random", "length", "pass_rate", "off_diagonal_concentration", "difficulty"])
 def test_the_battery_of_every_ranking(rank_by: Any) -> None:
     check_curriculum(lambda pool, seed: GainRL(pool, seed=seed, rank_by=rank_by, n=11, sigma=3.0, shift_by="accuracy"))
+
+
+# --- its students and its replication
+
+
+@pytest.mark.lm
+def test_the_torch_loop_measures_what_is_asked_for() -> None:
+    torch = pytest.importorskip("torch")
+    from tutelage.objectives import objective
+    from tutelage.students.parallel_answers import ParallelAnswers, SortingTasks
+    from tutelage.trainers.torch_loop import train
+
+    tasks = SortingTasks.draw(np.random.default_rng(0), per_arm=20).cluttered(np.random.default_rng(1), distractors=3, prefix=2)
+    student, coins = ParallelAnswers(tasks, seed=0), np.random.default_rng(2)
+    expected = student.signals(np.arange(160), ("angle_concentration", "prompt_length"))
+
+    def run(cur: Any, pupil: Any = student) -> Any:
+        return train(
+            pupil, cur, lambda rows_N, token_NGT: tasks.verify(rows_N, token_NGT, coins), objective("grpo", kl_coef=0.0),
+            torch.optim.Adam(student.parameters(), lr=1e-3), generator=torch.Generator().manual_seed(0), updates=3, batch=8, attempts=2,
+        )  # fmt: skip
+
+    cur = gain(tasks.pool(), n=8)
+    done = run(cur)
+    assert done.ledger.rollouts == 3 * 8 * 2
+    assert done.ledger.probe_rollouts == 0
+    np.testing.assert_allclose(cur.score_N, expected["angle_concentration"], rtol=1e-6)
+    spearman = spearmanr(-expected["angle_concentration"], expected["prompt_length"]).statistic
+    assert cur.metrics["length_spearman"] == pytest.approx(spearman, abs=1e-6)
+    assert cur.mu != 0
+    rated = gain(tasks.pool(), rank_by="pass_rate", shift_by="accuracy")
+    assert run(rated).ledger.probe_rollouts == 160 * 8
+
+    class Mute:
+        sample, logp = student.sample, student.logp
+
+    with pytest.raises(TutelageError, match=r"needs the signals angle_concentration; Mute offers none"):
+        run(gain(tasks.pool()), Mute())
+    with pytest.raises(TutelageError, match=r"wants the signals prompt_length; Mute offers none"):
+        run(gain(tasks.pool(), rank_by="length", shift_by="accuracy"), Mute())
+
+
+@pytest.mark.lm
+def test_the_expected_gradient_is_what_sampling_approaches() -> None:
+    torch = pytest.importorskip("torch")
+    from tutelage.outcomes import group_advantage
+    from tutelage.replications.gain_rl import gradient_factor, gradient_norms
+    from tutelage.students.parallel_answers import ParallelAnswers, SortingTasks, log_success, warm_start
+
+    tasks = SortingTasks.draw(np.random.default_rng(0), per_arm=30, lengths=(2, 3))
+    student = ParallelAnswers(tasks, seed=0, width=16, layers=1)
+    warm_start(student, tasks, rng=np.random.default_rng(0), steps=250)
+    row, groups, attempts = np.array([4]), 4000, 8
+    token_NGT, _ = student.sample(row, groups * attempts, torch.Generator().manual_seed(0))
+    solved_NG = tasks.verify(row, token_NGT, np.random.default_rng(0)).reshape(groups, attempts)
+    advantage = torch.from_numpy(group_advantage(solved_NG).reshape(1, -1)).float()
+    logp_NGT = student.logp(row, token_NGT) * tasks.mask_NT[row].unsqueeze(1)
+    sampled = torch.autograd.grad((logp_NGT.sum(2) * advantage).mean(), list(student.parameters()), allow_unused=True)
+    size = math.sqrt(sum(float(g.square().sum()) for g in sampled if g is not None))
+    assert 0.1 < solved_NG.mean() < 0.95
+    assert gradient_norms(student, row, attempts)[0] == pytest.approx(size, rel=0.1)
+    p = math.exp(log_success(student, tasks, row).item())
+    many = gradient_factor(p, 2000)
+    assert many == pytest.approx(math.sqrt(p * (1 - p)) / (1 - p), rel=1e-2)  # of large groups: grad p / sqrt(p (1 - p))
+
+
+def test_partial_correlation_is_that_of_residuals() -> None:
+    from tutelage.replications.gain_rl import partial
+
+    rng = np.random.default_rng(0)
+    a, b, c = rng.normal(size=(3, 500)) + np.array([[1.0], [0.5], [0]]) * rng.normal(size=500)
+    a, b = a + c, b - c
+    r = np.corrcoef([a, b, c])
+    left = [x - np.polyval(np.polyfit(c, x, 1), c) for x in (a, b)]
+    assert partial(r[0, 1], r[0, 2], r[1, 2]) == pytest.approx(np.corrcoef(left)[0, 1])

@@ -148,6 +148,7 @@ def test_warm_up_then_hybrid(tmp_path: Path) -> None:
         last = norms[step - 1] if supervised[step - 1] else last
         assert logs[step]["sasr/p"] == pytest.approx(last / (last + reference))
         assert logs[step]["sasr/g_sft"] == pytest.approx(last)
+        assert logs[step]["sasr/supervised"] == supervised[step]
         assert logs[step]["sasr/sft_share"] == pytest.approx(np.mean(supervised[2 : step + 1]))
     assert norms[0] > 1  # the norm before clipping at 1.0
     assert sasr.controller.step == 0  # the trainer has a copy of its own

@@ -60,6 +60,7 @@ def test_logp_is_that_of_the_whole_sequence() -> None:
     expected = net(whole)[:, 3:-1].gather(2, whole[:, 4:].unsqueeze(2)).view(2, 3, 5)
     torch.testing.assert_close(net.logp(prompt, answer), expected)
     torch.testing.assert_close(net.nll(prompt, answer[:, 0]), -expected[:, 0].mean())
+    torch.testing.assert_close(net.logp(prompt, answer[..., :1]), expected[..., :1])
 
 
 def test_samples_follow_the_probabilities() -> None:

@@ -34,6 +34,7 @@ ROWS = [{"prompt": f"0{i}=", "chosen": "ab" * (1 + i % 3), "rejected": "c" + "9"
 CHAT = [
     {key: [{"role": "user" if key == "prompt" else "assistant", "content": text}] for key, text in row.items()} for row in ROWS
 ]  # fmt: skip
+ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 PLAIN = objective("tpaw", target_multiplier=1.0)
 FULL = Pairwise(target_multiplier=6.0, player_gamma=0.5, supervised_weight=0.5, supervised_aggregation="token_mean")
 
@@ -74,9 +75,7 @@ def floats(net: torch.nn.Module) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rows", [ROWS, CHAT], ids=["text", "chat"])
-@pytest.mark.parametrize(
-    "options", [{}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}], ids=["whole", "accumulated"]
-)
+@pytest.mark.parametrize("options", [{}, ACCUMULATED], ids=["whole", "accumulated"])
 def test_one_player_trains_as_trl(tmp_path: Path, rows: Any, options: dict[str, Any]) -> None:
     """Precomputed references on both sides; TRL computes its own from a reference model of other weights."""
     theirs = trl.DPOTrainer(
@@ -165,13 +164,23 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
 def test_evaluation_is_the_objective(tmp_path: Path) -> None:
     rows = columns(ROWS, (1, 2))
+    seen: list[Any] = []
     trainer = Trainer(
         model=tiny.model(), args=config(tmp_path, per_device_eval_batch_size=8), train_dataset=Dataset.from_list(rows[:4]),
         eval_dataset=Dataset.from_list(rows), processing_class=tiny.tokenizer(), objective=FULL,
+        compute_metrics=lambda prediction: seen.append(prediction.predictions.shape) or {},
     )  # fmt: skip
     batch = trainer.pair_columns(trainer.model, trainer.data_collator([trainer.eval_dataset[i] for i in range(8)]))
     expected, _ = FULL(batch, denominators=FULL.denominators_of(batch))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
+    assert seen == [(16, batch["chosen_mask_BT"].shape[1] + 1, 43)]
+    trainer.train()
+    held_out = Dataset.from_list(columns(ROWS, (1, 2))[2:])  # given after training, when TRL itself could not score it any more
+    batch = trainer.pair_columns(trainer.model, trainer.data_collator([trainer.eval_dataset[i] for i in range(2, 8)]))
+    expected, _ = FULL(batch, denominators=FULL.denominators_of(batch))
+    assert trainer.evaluate(held_out)["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
+    with pytest.raises(TutelageError, match="no column ref_chosen_logp and no column ref_rejected_logp"):
+        trainer.evaluate(Dataset.from_list(ROWS))
 
 
 # --- rows, adapters
@@ -208,13 +217,7 @@ def test_an_adapter_without_a_copy(tmp_path: Path) -> None:
 
 
 def test_resumed_equals_unbroken(tmp_path: Path) -> None:
-    options = {
-        "max_steps": 6,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "gradient_accumulation_steps": 2,
-        "per_device_train_batch_size": 2,
-    }
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, **ACCUMULATED}
     rows = columns(ROWS, (1, 2))
     unbroken = make(tmp_path, rows, FULL, model=tiny.model(dropout=0.1), **options)
     unbroken.train()
@@ -256,7 +259,7 @@ def test_what_would_have_no_say_is_refused(tmp_path: Path) -> None:
         make(tmp_path, rows, loss_type="robust", label_smoothing=0.1)
     with pytest.raises(TutelageError, match="ref_model would have no say"):
         Trainer(model=tiny.model(), ref_model=tiny.model(1), args=config(tmp_path), train_dataset=Dataset.from_list(rows), objective=PLAIN)
-    with pytest.raises(TutelageError, match="advantage_B, .*which a DPO trainer does not have"):
+    with pytest.raises(TutelageError, match=r"advantage_B, .*which a DPO trainer does not have"):
         make(tmp_path, rows, objective("grpo"))
     with pytest.raises(TutelageError, match=r"takes trl.DPOTrainer or a subclass"):
         with_objective(trl.SFTTrainer)

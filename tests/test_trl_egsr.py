@@ -67,7 +67,8 @@ def make(
     config = tiny.grpo_config(path, **{"per_device_train_batch_size": 16} | options)
     made = trainer(
         model or tiny.model(), script, args=config, train_dataset=data, processing_class=tiny.tokenizer(), objective=objective,
-        curriculum=cur or Admit(pool, "x"), teacher=teacher or Egsr(template=GUIDE), lesson_callbacks=lesson_callbacks, refill_cap=refill_cap,
+        curriculum=cur or Admit(pool, "x"), teacher=teacher or Egsr(template=GUIDE), lesson_callbacks=lesson_callbacks,
+        refill_cap=refill_cap,
     )  # fmt: skip
     if isinstance(script, Script):
         script.trainer = made
@@ -487,7 +488,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         Trainer(tiny.model(), tiny.digits, train_dataset=data, curriculum=tt.curriculum("uniform", pool), teacher=Egsr(), **kinds)
     with pytest.raises(TutelageError, match=r"intervenes in the lessons of a curriculum, and there is none.*uniform"):
         Trainer(tiny.model(), tiny.digits, train_dataset=tasks()[0], teacher=Egsr(), **kinds)
-    with pytest.raises(TutelageError, match=r"teacher='egsr' is a str; expected a teacher with the method intervene"):
+    with pytest.raises(TutelageError, match=r"teacher='egsr' neither scores text nor intervenes"):
         make(tmp_path, teacher="egsr")
     with pytest.raises(TutelageError, match="SFT has no groups of attempts"):
         with_curriculum(trl.SFTTrainer)(
@@ -496,3 +497,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         )  # fmt: skip
     with pytest.raises(TutelageError, match="The teacher looks at what was solved, and the first reward function"):
         batch_of(make(tmp_path, reward=lambda completions, **_: [2.0 + len(c) for c in completions]))
+    trainer = make(tmp_path, reward=tiny.has_a)
+    trainer.judge.column = None  # as for a reward model
+    with pytest.raises(TutelageError, match="'has_a'\\) is a model, no verifier"):
+        batch_of(trainer)

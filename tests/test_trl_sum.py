@@ -25,7 +25,7 @@ from test_trl_ranks import raised, scripted, two_ranks
 from tutelage.errors import TutelageError
 from tutelage.objectives import On, Sum, controller, objective
 from tutelage.trainers import _mix
-from tutelage.trainers._sources import IGNORED, tokenised
+from tutelage.trainers._sources import IGNORED, tokenised, tokeniser
 from tutelage.trainers.trl import complete_checkpoints, with_curriculum
 
 Trainer = with_curriculum(trl.GRPOTrainer)
@@ -210,7 +210,7 @@ def test_tokens_of_text_and_chat(tmp_path: Path) -> None:
     decode = made.processing_class.decode
 
     def shown(data: Dataset) -> list[tuple[str, str]]:
-        found = tokenised(data, made.tokenise, made.eos, "demonstrations")
+        found = tokenised(data, tokeniser(made), "$", "demonstrations")
         return [(decode(e.ids), decode([t for t in e.labels if t != IGNORED])) for e in found]
 
     assert shown(demonstrations(1)) == [("00=ab$", "ab$")]
@@ -281,7 +281,8 @@ def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
     from tutelage.students import builtin_path
 
     path = Path(__file__).parent.parent / "examples" / "sum_of_losses.py"
-    logged = runpy.run_path(str(path))["main"](str(builtin_path()), 2)
+    logged = runpy.run_path(str(path))["main"](str(builtin_path()), str(builtin_path()), 2)
     steps = [entry for entry in logged if "reward" in entry]
     assert len(steps) == 2
     assert all(0 < entry["objective/imitate/loss"] < 1 and entry["reward"] > 0.2 for entry in steps)
+    assert 0 < steps[1]["objective/distil/loss"] < 0.1  # the student has left its twin by then

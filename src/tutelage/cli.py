@@ -10,14 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from tutelage.edits.cli import app as edit
+from tutelage.model_edits.cli import prune, unlearn
 from tutelage.study.probe import command as probe
+from tutelage.teachers.cli import teach
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="What should the model learn next, who should teach it, and can the teaching be trusted.",
 )  # fmt: skip
+edit.command()(prune)
+edit.command()(unlearn)
 app.add_typer(edit, name="edit")
 app.command("probe")(probe)
+app.command()(teach)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]

@@ -72,6 +72,11 @@ class Curriculum:
         """What to measure before the next proposal; None (the default) for nothing."""
         return None
 
+    @classmethod
+    def probes_per_draw(cls, **parameters: Any) -> float:
+        """Attempts that `wants` costs for each task taught, as near as the hyperparameters tell; comparisons budget with it."""
+        return 0.0
+
     def propose(self, n: int) -> NDArray[Any]:
         """Exactly `n` rows of the pool, int64."""
         if n < 1:

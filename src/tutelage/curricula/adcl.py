@@ -140,7 +140,7 @@ class Adcl(Curriculum):
     def probes_per_draw(
         cls, *, batches: int = 4, attempts: int = 8, initial: Initial = "measure", rescore: Rescore | None = "next", **_: object
     ) -> float:
-        """Attempts that measuring costs for each task of a run of one pass, beside those that train."""
+        """For each task of a run of one pass."""
         again = {None: 0.0, "next": (batches - 1) / batches}.get(rescore, (batches - 1) / 2)
         return attempts * ((initial == "measure") + again)
 

@@ -39,12 +39,15 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 RankBy = Literal["angle_concentration", "off_diagonal_concentration", "length", "pass_rate", "loss", "difficulty", "random"]
 
+ATTEMPTS = 8
+"""At each task, where they are ranked by pass rate."""
 ANGLES = ("angle_concentration", "off_diagonal_concentration")
 SIGNAL = {"angle_concentration": ANGLES[0], "off_diagonal_concentration": ANGLES[1], "length": "prompt_length", "loss": "loss"}
 """The signal that measures each ranking which a forward pass can measure."""
 HIGH_FIRST = (*ANGLES, "pass_rate")
 """Rankings whose highest value comes first; of the others, such as length and loss, the lowest."""
 _FAR = 80.0  # positions whose weight is e^-40 of one that is drawn last cannot matter
+_MANY = 100_000  # rows that are enough to say how a ranking goes with length
 _NARROW = 65_536  # up to here a window is drawn from as a whole
 
 
@@ -64,8 +67,6 @@ def draw_window(size: int, n: int, mu: float, sigma: float, rng: np.random.Gener
     size: only positions within reach are looked at, see `_reach`.
     """
     n = min(n, size)
-    if n == size and math.isinf(sigma):
-        return rng.permutation(size)
     low, high = _reach(size, n, mu, sigma)
     if high - low > max(_NARROW, 8 * n):
         return _draw_wide(low, high, n, mu, sigma, rng)
@@ -205,16 +206,21 @@ class GainRL(Curriculum):
         self._order_N = shuffled_N[np.argsort(key_N[shuffled_N], kind="stable")].astype(np.int32 if len(key_N) < 2**31 else np.int64)
         if length_N is None:
             return
-        self.length_spearman = rank_correlation(key_N, length_N)
+        looked_at = shuffled_N[:_MANY]
+        self.length_spearman = rank_correlation(key_N[looked_at], length_N[looked_at])
         if abs(self.length_spearman) >= 0.9 and by in ANGLES:
             logger.warning("gain-rl: this ranking by %s is almost one by prompt length (Spearman %.2f).", by, self.length_spearman)
+
+    @classmethod
+    def probes_per_draw(cls, *, rank_by: str = "angle_concentration", **_: object) -> float:
+        return float(ATTEMPTS) if rank_by == "pass_rate" else 0.0
 
     def wants(self) -> Wants | None:
         if self._order_N is not None:
             return None
         rows_N, by = np.arange(len(self.pool)), self.config["rank_by"]
         if by == "pass_rate":
-            return Wants(rows_N, attempts=8)
+            return Wants(rows_N, attempts=ATTEMPTS)
         return Wants(rows_N, attempts=0, signals=tuple(dict.fromkeys((SIGNAL[by], *(("prompt_length",) if by in ANGLES else ())))))
 
     def observe(self, outcomes: Outcomes, *, probe: bool = False) -> None:

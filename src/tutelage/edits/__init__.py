@@ -3,7 +3,7 @@
 Merges (`linear`, `task_arithmetic`, `ties`, `dare`) are typed functions on arrays, registered as edits; `store` reads and writes
 checkpoints, `task_vector` holds a difference that knows its base, `apply` adds one with an exact undo, `recipe` and `merge` read and run
 mergekit-style YAML, `verify` checks a checkpoint, `packs` compresses a task vector to a budget of bytes. `tutelage edit --help` is the
-same on the command line.
+same on the command line. Edits that read text through a loaded model (pruning, unlearning, routing) are in `tutelage.model_edits`.
 """
 
 from __future__ import annotations

@@ -46,17 +46,17 @@ def diff(
         most = sum(info.numel for info in floats) * storage(NAMES[dtype]).itemsize if out else 0
         skipped = {name: f"{copy} is stored once" for name, copy in before.tied.items()}
         plan = Plan([i.name for i in floats], 0, before.nbytes + after.nbytes, most, peak_memory(floats, 2, whole=False), skipped)
-        _print_plan(plan, as_json)
+        print_plan(plan, as_json)
         return
     with _progress("diff", sum(before.tensors[n].nbytes + after.tensors[n].nbytes for n in before.names), quiet=as_json) as tell:
         changes = compare(before, after, out, dtype=dtype, tell=tell)
     changed = [c for c in changes if c.changed]
     if as_json:
-        _print({"base": str(base), "tuned": str(tuned), "vector": str(out) if out else None, "tensors": [c.as_dict() for c in changes]})
+        print_json({"base": str(base), "tuned": str(tuned), "vector": str(out) if out else None, "tensors": [c.as_dict() for c in changes]})
         return
     rows = [[c.name, f"{c.share:.1%}", f"{c.relative:.2e}", f"{c.largest:.2e}"] for c in changed]
     if rows:
-        _table(["tensor", "elements changed", "relative norm", "largest"], rows)
+        show_table(["tensor", "elements changed", "relative norm", "largest"], rows)
     typer.echo(f"{len(changed)} of {len(changes)} tensors differ" + (f"; {out}, {_size(out.stat().st_size)}" if out else ""))
 
 
@@ -75,7 +75,7 @@ def merge(
     job = Merge(read_recipe(recipe), seed=seed)
     plan = job.plan()
     if dry_run:
-        _print_plan(plan, as_json)
+        print_plan(plan, as_json)
         return
     with _progress("merge", plan.bytes_in, quiet=as_json) as tell:
         record = job.run(out, tell=tell)
@@ -112,16 +112,16 @@ def pack(
     plan, operators = plan_pack(before, after, rules, statistics)
     if dry_run:
         if as_json:
-            _print(plan.as_dict() | {"operators": operators, "budget": rules.budget, "recipe": rules.as_list()})
+            print_json(plan.as_dict() | {"operators": operators, "budget": rules.budget, "recipe": rules.as_list()})
         else:
-            _print_plan(plan, as_json, notes=operators)
+            print_plan(plan, as_json, notes=operators)
         return
     with _progress("pack", plan.bytes_in, quiet=as_json) as tell:
         made = make(before, after, out, rules=rules, calibration=statistics, tell=tell)
     if as_json:
-        _print(made | {"out": str(out)})
+        print_json(made | {"out": str(out)})
         return
-    _table(
+    show_table(
         ["tensor", "operator", "bytes", "error"],
         [[t["name"], t["operator"], str(t["bytes"]), f"{t['error']:.2%}"] for t in made["tensors"]],
     )
@@ -153,7 +153,7 @@ def apply(
     store, opened = WeightStore(base), [open_vector(path) for path in vectors]
     plan = plan_apply(store, opened, only=only)
     if dry_run:
-        _print_plan(plan, as_json)
+        print_plan(plan, as_json)
         return
     with _progress("apply", store.nbytes, quiet=as_json) as tell:
         record = add(store, opened, out, scale=scale, only=only, undo=undo, tell=tell)
@@ -164,9 +164,9 @@ def apply(
 
 @app.command()
 def remove(
-    edited: Annotated[Path, typer.Argument(help="A checkpoint that apply wrote.")],
-    vectors: Vectors,
+    edited: Annotated[Path, typer.Argument(help="A checkpoint that apply, prune or unlearn wrote.")],
     out: OutDir,
+    vectors: Annotated[list[Path] | None, typer.Argument(help="What apply added.", show_default="nothing")] = None,
     base: Annotated[Path | None, typer.Option("--base", help="Where the base lies now, if it was moved.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -175,11 +175,11 @@ def remove(
     from tutelage.edits.remove import remove as take_off
     from tutelage.edits.store import WeightStore
 
-    store, opened = WeightStore(edited), [open_vector(path) for path in vectors]
+    store, opened = WeightStore(edited), [open_vector(path) for path in vectors or []]
     with _progress("remove", store.nbytes, quiet=as_json) as tell:
         result = take_off(store, opened, out, base=base, tell=tell)
     if as_json:
-        _print(result | {"out": str(out)})
+        print_json(result | {"out": str(out)})
     else:
         typer.echo(f"{out}: {result['tensors']} tensors, equal to the base in every bit (from the {result['source']}, {result['path']})")
 
@@ -200,7 +200,7 @@ def verify(path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoin
         else:
             result = check(store, tell=tell)
     if as_json:
-        _print(result)
+        print_json(result)
     else:
         for problem in result["problems"]:
             typer.echo(problem)
@@ -225,7 +225,7 @@ def _progress(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[int]
 
 def _done(out: Path, record: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print(record | {"out": str(out)})
+        print_json(record | {"out": str(out)})
         return
     sidecar = f"; undo.zip, {_size(record['sidecar_bytes'])}" if "sidecar_bytes" in record else ""
     typer.echo(f"{out}: {len(record['tensors'])} tensors{sidecar}")
@@ -251,15 +251,17 @@ def _diff_pack(base: Any, path: Path, out: Path | None, as_json: bool) -> None:
         for n in pack.names
     ]
     if as_json:
-        _print({"base": str(base.path), "pack": str(path), "recipe": pack.recipe, "sizes": pack.sizes, "tensors": tensors})
+        print_json({"base": str(base.path), "pack": str(path), "recipe": pack.recipe, "sizes": pack.sizes, "tensors": tensors})
         return
-    _table(["tensor", "operator", "bytes", "error"], [[t["name"], t["operator"], str(t["bytes"]), f"{t['error']:.2%}"] for t in tensors])
+    show_table(
+        ["tensor", "operator", "bytes", "error"], [[t["name"], t["operator"], str(t["bytes"]), f"{t['error']:.2%}"] for t in tensors]
+    )
     typer.echo(f"{len(tensors)} of {len(base.names)} tensors change; {path}, {_size(pack.file_bytes)}")
 
 
-def _print_plan(plan: Any, as_json: bool, notes: dict[str, str] | None = None) -> None:
+def print_plan(plan: Any, as_json: bool, notes: dict[str, str] | None = None) -> None:
     if as_json:
-        _print(plan.as_dict())
+        print_json(plan.as_dict())
         return
     typer.echo(f"tensors calculated  {len(plan.touched)}")
     for name in plan.touched:
@@ -271,7 +273,7 @@ def _print_plan(plan: Any, as_json: bool, notes: dict[str, str] | None = None) -
         typer.echo(f"skipped             {name}: {why}")
 
 
-def _table(head: list[str], rows: list[list[str]]) -> None:
+def show_table(head: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         typer.echo("  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]))
@@ -286,5 +288,5 @@ def _size(count: int) -> str:
     return f"{size:.2f} TB"
 
 
-def _print(value: Any) -> None:
+def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))

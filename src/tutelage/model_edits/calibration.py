@@ -62,12 +62,16 @@ def encode(tokenizer: Any, prompt: Any, answer: str, max_length: int) -> Example
 
 def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
     """A prompt's token ids, ready to be answered; none for an empty prompt."""
-    if not prompt:
-        return []
+    chat = bool(getattr(tokenizer, "chat_template", None))  # a template brings its own special tokens
+    return list(tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=not chat)["input_ids"]) if prompt else []
+
+
+def prompt_text(tokenizer: Any, prompt: Any) -> str:
+    """A prompt as text, ready to be answered: through the chat template where there is one, else ending in a new line."""
     if getattr(tokenizer, "chat_template", None):
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
-    return list(tokenizer(prompt if prompt.endswith("\n") else f"{prompt}\n")["input_ids"])
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return str(prompt) if str(prompt).endswith("\n") else f"{prompt}\n"
 
 
 def batches(examples: Sequence[Example], *, size: int = 8, pad_id: int = 0, device: Any = None) -> Iterator[dict[str, Tensor]]:

@@ -27,6 +27,8 @@ Columns (`B` sequences, `T` response tokens, right-padded; values at masked posi
 | `entropy_BT` | entropy of the policy at each token, in nats | yes |
 | `group_B` | integer id of the task a sequence answers; counted into `denominators["groups"]` | no |
 | `group_tokens_B` | tokens of all sequences of the row's group (`aggregation.group_tokens`) | no |
+
+Columns of other rows, which a part of a `Sum` may read, carry the name of their source: `demonstrations/logp_BT` (`compose.On`).
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class Switch:
         seed: of the coin.
         supervised, policy: names of the two parts in the `Sum`.
 
-    Attributes: `step`, how many steps it has given weights for; `p`, that of the last of them; `supervised_steps`, the sum of the
-    supervised weights in the hybrid phase.
+    Attributes: `step`, how many steps it has given weights for; `p` and `weight`, the supervised part's chance and its weight in the last
+    of them; `supervised_steps`, the sum of these weights in the hybrid phase.
     """
 
     name: ClassVar[str] = "switch"
@@ -93,6 +93,7 @@ class Switch:
     policy: str = "policy"
     step: int = dataclasses.field(default=0, init=False)
     p: float = dataclasses.field(default=1.0, init=False)
+    weight: float = dataclasses.field(default=1.0, init=False)
     supervised_steps: float = dataclasses.field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -107,17 +108,18 @@ class Switch:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`p`, and `sft_share`: the share of supervised steps (in "expected" mode the mean p) in the hybrid phase so far."""
+        """`p`; `supervised`, 1 where the step is, else 0 (in "expected" mode p); `sft_share`, its mean over the hybrid phase so far."""
         hybrid = self.step - self.warmup_steps
-        return {"p": self.p} | ({"sft_share": self.supervised_steps / hybrid} if hybrid > 0 else {})
+        return {"p": self.p, "supervised": self.weight} | ({"sft_share": self.supervised_steps / hybrid} if hybrid > 0 else {})
 
     def update(self, stats: Mapping[str, float]) -> dict[str, float]:
         self.observe(stats)
         hybrid = self.step >= self.warmup_steps
         self.p = self.probability() if hybrid else 1.0
         weights = self._weights()
+        self.weight = weights.get(self.supervised, 0.0)
         if hybrid:
-            self.supervised_steps += weights.get(self.supervised, 0.0)
+            self.supervised_steps += self.weight
         self.step += 1
         return weights
 

@@ -3,11 +3,12 @@
 **Claim.** At equal rollouts, a window sliding over the tasks ranked by angle concentration teaches faster than drawing them uniformly.
 
 **Set-up.** The parallel-answers student sorts n = 2 ... 9 digits (`tutelage.study.miniature`) behind a fixed prefix of four symbols,
-among 0 to 8 symbols to be ignored, drawn independently of n: length and difficulty come apart. 256 tasks of each n, so that the run shows
-each of the 2048 about three times and the window can cross them: n of the window and sigma are a seventh of the pool, 293. 200 updates of
-32 prompts x 8 rollouts from the same warm start in each seed (200 supervised steps, for the clutter makes the task harder). Primary metric:
-the area under the curve of sampled accuracy over all n, the mean height from the first update to the last. Seeds 0 to 9. Fixed before the
-first full run; warm start and pool size were set on seed 100, looking at the uniform baseline alone.
+among 0 to 8 symbols to be ignored, drawn independently of n: length and difficulty come apart. 512 tasks of each n; n of the window and
+sigma are a seventh of the pool, 585, so that the window crosses the pool about once in the run. 200 updates of 32 prompts x 8 rollouts from
+the same warm start in each seed (200 supervised steps, for the clutter makes the task harder). Primary metric: the area under the curve of
+sampled accuracy over all n, the mean height from the first update to the last. Seeds 0 to 9. Fixed before the first full run. The warm
+start was set on seed 100, looking at the uniform baseline alone; the pool was doubled after all arms had been seen on seeds 100 and 101
+with 256 tasks of each n, where the window runs off the tail.
 
 **Arms and controls.** GAIN-RL with the paper's C and with C without the diagonal; under the same window and shift, tasks ranked by length
 (short first), by true pass rate (the easiest first) and by chance. The comparison that decides whether the angles say more than length
@@ -41,7 +42,7 @@ from tutelage.study.replicate import Arm, Cell, Comparison, Replication
 Float = NDArray[np.float64]
 
 CLUTTER: dict[str, Any] = {"distractors": 8, "prefix": 4}
-WHOLE = replace(FULL, per_arm=256, warm_steps=200, **CLUTTER)
+WHOLE = replace(FULL, per_arm=512, warm_steps=200, **CLUTTER)
 QUICK = replace(SMOKE, **CLUTTER)
 PROMPTS = 500
 ABOUT = "area under the curve of sampled accuracy over all lengths, from the first update to the last"

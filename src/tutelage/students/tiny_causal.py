@@ -120,12 +120,13 @@ class TinyCausal(nn.Module):
 
     def logp(self, prompt_NP: Tensor, answer_NGT: Tensor) -> Tensor:
         """Log-probability of each token of the answers, in nats, with gradient (N, G, T); 0 at padding."""
-        size, attempts, _ = answer_NGT.shape
+        size, attempts, tokens = answer_NGT.shape
         answer_BT = answer_NGT.flatten(0, 1)
         logp_NPV, past = self.read(prompt_NP)
-        first_B1V = logp_NPV[:, -1:].repeat_interleave(attempts, 0)
-        rest_BTV, _ = self.read(answer_BT[:, :-1], past.repeat(attempts))
-        logp_BT = torch.cat([first_B1V, rest_BTV], dim=1).gather(2, answer_BT.unsqueeze(2)).squeeze(2)
+        logp_BTV = logp_NPV[:, -1:].repeat_interleave(attempts, 0)
+        if tokens > 1:
+            logp_BTV = torch.cat([logp_BTV, self.read(answer_BT[:, :-1], past.repeat(attempts))[0]], dim=1)
+        logp_BT = logp_BTV.gather(2, answer_BT.unsqueeze(2)).squeeze(2)
         return torch.where(answer_BT != PAD, logp_BT, 0.0).view(size, attempts, -1)
 
     def nll(self, prompt_NP: Tensor, answer_NT: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def _panel(lines: dict[str, list[tuple[float, float]]], look: dict[str, Style], 
     """One line a row; shares run from 0 to 1 at most, the rest from 0 to a little above the largest. ends: what the x axis says."""
     canvas = Canvas(264, 150)
     points = [point for line in lines.values() for point in line]
-    high = max(max(y for _, y in points) * 1.06, 1e-9)
+    high = max(max(y for _, y in points) * 1.06, 0.05)
     frame = Frame(42, 8, 258, 124, 0.0, max(x for x, _ in points) or 1.0, 0.0, min(high, 1.0) if form is share else high)
     for value in ticks(0.0, frame.y_high, 3):
         canvas.add(Line(points=[(frame.left, frame.y(value)), (frame.right, frame.y(value))], colour="grid" if value else "axis"))

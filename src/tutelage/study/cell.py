@@ -86,31 +86,20 @@ class Bench:
         return self._start
 
     def dataset(self, engine: str, tokenizer: Any) -> Any:
-        """The training tasks as the engine wants them; row i of the pool is row i of the data set."""
+        """The training tasks as the engine wants them, "grpo" or "sft"; row i of the pool is row i of the data set."""
         if engine not in self._datasets:
-            from tutelage.tasks.loaders import to_dataset
+            from tutelage.tasks.tables import to_dataset, with_answers
 
             dataset = to_dataset(self.tasks.train, tokenizer if self.run.chat else None, template=self.run.template)
-            self._datasets[engine] = _supervised(dataset) if engine == "sft" else dataset
+            self._datasets[engine] = with_answers(dataset, self.run.imitate) if engine == "sft" else dataset
         return self._datasets[engine]
 
 
-def _supervised(dataset: Any) -> Any:
-    """The same rows as prompt and completion, both as chat messages where the prompts are."""
-    import datasets
-
-    prompts = dataset["prompt"][:]
-    answers = [str(a) for a in dataset["answer"]]
-    chat = not isinstance(prompts[0], str)
-    completions = [[{"role": "assistant", "content": a}] for a in answers] if chat else answers
-    return datasets.Dataset.from_dict({"prompt": prompts, "completion": completions})
-
-
 def build_trainer(bench: Bench, job: Job, model: Any, tokenizer: Any, config: Any, *, lesson_callbacks: tuple = ()) -> Any:
-    """TRL's trainer with this arm's curriculum, reward and objective."""
+    """TRL's trainer with this arm's curriculum, reward, teacher and objective."""
     import trl
 
-    from tutelage.registry import objectives
+    from tutelage.registry import objectives, teachers
     from tutelage.trainers.trl import with_curriculum
 
     run, arm, engine = bench.run, job.arm, engines.engine_of(bench.run, job.arm)
@@ -126,13 +115,17 @@ def build_trainer(bench: Bench, job: Job, model: Any, tokenizer: Any, config: An
         "train_dataset": bench.dataset(engine, tokenizer),
         "processing_class": tokenizer,
         "curriculum": part.target(bench.tasks.train, seed=job.seed, **part.check(parameters)),
-        "peft_config": _lora(run),
+        "peft_config": lora_config(run),
         "lesson_callbacks": lesson_callbacks,
     }
     if arm.objective:
         shared["objective"] = objectives.build(arm.objective, **arm.objective_parameters)
+    if arm.teacher:
+        shared["teacher"] = teachers.build(arm.teacher, **arm.teacher_parameters)
     if engine == "sft":
         return with_curriculum(trl.SFTTrainer)(**shared)
+    if arm.objective and any(column.startswith("demonstrations/") for column in shared["objective"].requires):
+        shared["demonstrations"] = bench.dataset("sft", tokenizer)
     reward = VerifierReward(bench.tasks.verifier, format_reward=run.format_reward, shaping=_shaping(run.reward))
     return with_curriculum(trl.GRPOTrainer)(reward_funcs=reward, refill_cap=arm.refill_cap, on_short=arm.on_short, **shared)
 
@@ -144,7 +137,8 @@ def _shaping(reward: Reward) -> Shaping | None:
     return correct_only if reward.mode == "correct_only" else None
 
 
-def _lora(run: Run) -> Any:
+def lora_config(run: Run) -> Any:
+    """`peft.LoraConfig` of a run; None for full training."""
     if run.lora is None:
         return None
     from peft import LoraConfig
@@ -248,6 +242,10 @@ def _callback(observer: Observer) -> Any:
 
 def run_cell(bench: Bench, job: Job, folder: Path, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Train one cell and return its record; `tell` hears of every step. A run with checkpoints in `folder` goes on from the newest."""
+    if engines.engine_of(bench.run, job.arm) == "self_play":
+        from tutelage.study.rounds import run_rounds
+
+        return run_rounds(bench, job, folder, tell)
     trainer, observer = train_cell(bench, job, folder, tell)
     record = record_of(bench, job, trainer, observer)
     del trainer, observer

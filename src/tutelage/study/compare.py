@@ -2,7 +2,8 @@
 
 Cells are kept one file each and never run twice. An arm that filters, or measures tasks beside its lessons, is told about three times: at
 equal rollouts (the budget), at equal updates, and beside uniform sampling that is given the rollouts it used: in many settings the plain
-sampler with the filter's rollouts wins, and nobody should learn that after the fact.
+sampler with the filter's rollouts wins, and nobody should learn that after the fact. An arm of self-play stands beside supervised training
+on the same demonstrations for as many steps.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +20,12 @@ import numpy as np
 
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_write
-from tutelage.registry import curricula
+from tutelage.registry import curricula, teachers
 from tutelage.study import engines, league
 from tutelage.study.cell import Job, safe_name
 from tutelage.study.config import Arm, BudgetKind, Run, parse_arm
 from tutelage.study.provenance import machine, versions
-from tutelage.study.schema import Cell, League, RowKind, without_nan
+from tutelage.study.schema import Cell, League, RowKind, progress_axis_of, without_nan
 from tutelage.study.stats import seeds_needed
 from tutelage.study.workers import default_jobs, run_all
 
@@ -42,6 +43,7 @@ class Plan:
     note: str = ""
     budget: tuple[BudgetKind, float] | None = None
     after: str | None = None  # the row whose rollouts, seed by seed, are this row's budget
+    beside: str | None = None  # the row whose cells bring this row's with them
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Comparison:
         for seed in self.seeds:
             for plan in self.plans:
                 key = (plan.name, seed)
-                if key in self.records or key in self.started:
+                if key in self.records or key in self.started or plan.beside:
                     continue
                 budget = self._budget(plan, seed)
                 if budget is not None:
@@ -75,11 +77,17 @@ class Comparison:
         return None
 
     def finished(self, job: Job, record: dict[str, Any]) -> None:
-        key = (job.row, job.seed)
-        record = {**record, "identity": self._identity(job)}
+        control = record.pop("control", None)
+        for plan in self.plans:
+            if plan.beside == job.row:
+                self._keep(replace(job, row=plan.name), control)
+        self._keep(job, record)
+
+    def _keep(self, job: Job, record: dict[str, Any]) -> None:
+        record = {**record, "row": job.row, "identity": self._identity(job)}
         atomic_write(self.out / "cells" / f"{job.file_name}.json", json.dumps(record))
-        self.records[key] = record
-        self.started.discard(key)
+        self.records[(job.row, job.seed)] = record
+        self.started.discard((job.row, job.seed))
 
     def _budget(self, plan: Plan, seed: int) -> tuple[BudgetKind, float] | None:
         if plan.after is None:
@@ -126,12 +134,10 @@ def plan(run: Run, *, out: Path | None = None) -> Comparison:
     arms = list(run.arms) or [parse_arm(text) for text in DEFAULT_ARMS]
     if all(arm.name != run.baseline for arm in arms):
         arms.insert(0, parse_arm(run.baseline))
-    engine_kinds = {engines.engine_of(run, arm) for arm in arms}
-    for arm in arms:
-        engines.check_settings({**run.settings, **arm.settings}, engines.engine_of(run, arm))
+    engines.check_settings(run, arms)
     base = next(arm for arm in arms if arm.name == run.baseline)
     _, per_step = engines.plain_step(run, base)
-    budget = engines.budget_of(run, per_step, supervised="sft" in engine_kinds)
+    budget = engines.budget_of(run, per_step, supervised=any(engines.supervised(run, arm) for arm in arms))
     plans = [row for arm in sorted(arms, key=lambda a: a.name != run.baseline) for row in _rows(arm, run, base, budget, per_step)]
     comparisons = sum(p.kind != "baseline" for p in plans) + sum(p.kind == "control" for p in plans)
     count = run.seeds if run.seeds is not None else seeds_needed(max(comparisons, 1))
@@ -143,6 +149,9 @@ def _rows(arm: Arm, run: Run, base: Arm, budget: tuple[BudgetKind, float], per_s
     if arm.name == run.baseline:
         return [Plan(arm.name, arm, "baseline", budget=budget)]
     main = Plan(arm.name, arm, "method", budget=budget)
+    if engines.engine_of(run, arm) == "self_play":
+        note = f"supervised, as long as {arm.name}"
+        return [main, Plan(f"sft@{arm.name}", arm, "control", note=note, budget=budget, beside=arm.name)]
     if not _spends_more(arm):
         return [main]
     control_name = f"{base.name}@{arm.name}"
@@ -154,13 +163,16 @@ def _rows(arm: Arm, run: Run, base: Arm, budget: tuple[BudgetKind, float], per_s
 
 
 def _spends_more(arm: Arm) -> bool:
-    """Whether an update can take more rollouts than the plain one: where groups are rejected, or tasks measured beside the lessons."""
+    """Whether an update can take more rollouts than the plain one: groups are rejected, tasks measured beside the lessons, or helped."""
     from tutelage.curricula._base import Curriculum
+
+    if arm.teacher is not None and hasattr(teachers.get(arm.teacher).target, "intervene"):
+        return True
 
     target = curricula.get(arm.curriculum).target
     if not (isinstance(target, type) and issubclass(target, Curriculum)):
         return False
-    return target.admit is not Curriculum.admit or target.wants is not Curriculum.wants
+    return target.admit is not Curriculum.admit or target.probes_per_draw(**arm.parameters) > 0
 
 
 def shared(run: Run) -> dict[str, Any]:
@@ -257,16 +269,17 @@ def make_league(comparison: Comparison, command: str) -> League:
     records = {p.name: [comparison.records[(p.name, s)] for s in comparison.seeds] for p in comparison.plans}
     by_row = cast("dict[str, list[Cell]]", records)
     base = by_row[run.baseline]
-    names = {p.name: f"{p.arm.name} ({p.note})" if p.note else p.arm.name for p in comparison.plans}
-    pairs = {p.after: p.name for p in comparison.plans if p.after}
+    labels = {p.name: "sft" if p.beside else p.arm.name for p in comparison.plans}
+    names = {p.name: f"{labels[p.name]} ({p.note})" if p.note else labels[p.name] for p in comparison.plans}
+    pairs = {other: p.name for p in comparison.plans if (other := p.after or p.beside)}
     judged = league.judge_rows(by_row, names, run.baseline, pairs)
     target = run.target or league.choose_target(base)
-    axis = "rollouts" if base[0]["totals"]["rollouts"] else "step"
-    until = comparison.budget[1] if comparison.budget[0] == "rollouts" else float(league.mean_curve(base, axis)[0][-1])
+    axis = progress_axis_of([cell for cells in by_row.values() for cell in cells])
+    until = comparison.budget[1] if comparison.budget[0] == axis else float(league.mean_curve(base, axis)[0][-1])
     tasks = records[run.baseline][0]["tasks"]
     rows = [
         league.make_row(
-            p.name, p.arm.name, p.note, p.kind, by_row[p.name], base, arm_names=tasks["arm_names"],
+            p.name, labels[p.name], p.note, p.kind, by_row[p.name], base, arm_names=tasks["arm_names"],
             hardest_A=np.array(tasks["hardest"]), axis=axis, until=until, target=target, judgement=judged.get(p.name),
         )
         for p in comparison.plans

@@ -16,7 +16,7 @@ from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.errors import TutelageError, unknown
 from tutelage.registry import Registry, curricula, objectives, teachers
 
-Engine = Literal["grpo", "sft"]
+Engine = Literal["grpo", "sft", "self_play"]
 BudgetKind = Literal["rollouts", "updates", "tokens", "seconds"]
 _BUDGET = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(rollouts|updates|tokens|seconds)\s*$")
 
@@ -68,7 +68,7 @@ class Arm(Strict):
     curriculum and parameters: a registered curriculum and its hyperparameters. teacher: a registered teacher, with its parameters.
     objective: a registered objective that replaces the trainer's loss, with its hyperparameters. settings: the engine's options, over the
     run's. refill_cap, on_short: how many generation batches a filtering curriculum may draw per training batch, and what happens when it
-    falls short (pad, partial, raise).
+    falls short (pad, partial, raise). rounds: of self-play.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Arm(Strict):
     settings: dict[str, Any] = {}
     refill_cap: int = Field(4, ge=1)
     on_short: Literal["pad", "partial", "raise"] = "pad"
+    rounds: int = Field(3, ge=1)
 
 
 class Run(Strict):
@@ -92,8 +93,9 @@ class Run(Strict):
     seeds: how many, from 0; None is the least number that can reach a verdict. target: the accuracy whose cost is compared; None is
     chosen from the baseline's curve.
     template: a text with `{prompt}` in it, put around every prompt. chat: use the tokenizer's chat template where it has one; off for
-    base models that do not follow instructions. lora: `peft.LoraConfig` options, or None for full training. reward: a mode of `Reward`, or
-    its fields. format_reward: the least reward of a wrong but well-formed completion, with the mode "grade".
+    base models that do not follow instructions. imitate: what supervised training, demonstrations and self-play imitate, the tasks'
+    "answer" or their worked "solution". lora: `peft.LoraConfig` options, or None for full training. reward: a mode of `Reward`, or its
+    fields. format_reward: the least reward of a wrong but well-formed completion, with the mode "grade".
     """
 
     model: str = "builtin"
@@ -114,6 +116,7 @@ class Run(Strict):
     lora: dict[str, Any] | None = None
     template: str | None = None
     chat: bool = True
+    imitate: Literal["answer", "solution"] = "answer"
     reward: Reward = Reward()
     format_reward: float = Field(0.0, ge=0, lt=1)
 
@@ -197,7 +200,16 @@ def as_arm(value: dict[str, Any] | str, default_name: str, source: str) -> Arm:
             setattr(arm, holder, registry.get(name).check(parameters))
         elif parameters:
             raise TutelageError(f"{source}: {holder} are given, but no {noun}. Name one, or drop them.")
+    if arm.objective is not None and arm.trainer is None and _is_pairwise(arm.objective):
+        arm.trainer = "self_play"
     return arm
+
+
+def _is_pairwise(name: str) -> bool:
+    """Whether an objective compares replies in pairs: those that self-play makes."""
+    from tutelage.objectives import Pairwise
+
+    return isinstance(objectives.build(name), Pairwise)
 
 
 def validate(model: type[M], values: dict[str, Any], source: str) -> M:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ BUILTIN_SETTINGS: dict[Engine, dict[str, Any]] = {
         "max_length": 160,
         "gradient_checkpointing": False,
     },
+    "self_play": {  # a twentieth of the supervised learning rate, as between TRL's own defaults
+        "per_device_train_batch_size": 32,
+        "learning_rate": 1e-5,
+        "warmup_steps": 5,
+        "gradient_checkpointing": False,
+    },
 }
 COMMON_SETTINGS: dict[str, Any] = {
     "lr_scheduler_type": "constant_with_warmup",
@@ -49,7 +56,7 @@ def config_class(engine: Engine) -> Any:
         import trl
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "trl", "lm") from None
-    return trl.GRPOConfig if engine == "grpo" else trl.SFTConfig
+    return {"grpo": trl.GRPOConfig, "sft": trl.SFTConfig, "self_play": trl.DPOConfig}[engine]
 
 
 def engine_of(run: Run, arm: Arm) -> Engine:
@@ -57,10 +64,11 @@ def engine_of(run: Run, arm: Arm) -> Engine:
 
 
 def settings_of(run: Run, arm: Arm) -> dict[str, Any]:
-    """The engine's options of one arm: common, then the built-in student's, then the run's, then the arm's."""
+    """The engine's options of one arm: common, then the built-in student's, then those of the run's that it has, then the arm's."""
     engine = engine_of(run, arm)
     builtin = BUILTIN_SETTINGS[engine] if run.model == "builtin" else {}
-    settings = {**COMMON_SETTINGS, **_device_settings(), **builtin, **run.settings, **arm.settings}
+    shared = {key: value for key, value in run.settings.items() if key in option_names(engine)}
+    settings = {**COMMON_SETTINGS, **_device_settings(), **builtin, **shared, **arm.settings}
     if engine == "grpo" and settings.get("num_generations", 8) == 1:
         raise TutelageError(
             "num_generations is 1: a group of one has no spread, so every advantage is 0 and nothing trains. "
@@ -76,18 +84,31 @@ def _device_settings() -> dict[str, Any]:
     return {} if torch.cuda.is_available() else {"bf16": False, "use_cpu": True, "dataloader_pin_memory": False}
 
 
-def check_settings(settings: dict[str, Any], engine: Engine, others: bool = True) -> None:
-    """Refuse options that the engine's configuration class does not have; the nearest of all valid names is told."""
-    names = {f.name for f in dataclasses.fields(config_class(engine))}
-    for key in settings:
-        if key not in names:
-            known = names | (set(Run.model_fields) | {f"evaluation.{n}" for n in Evaluation.model_fields} if others else set())
-            raise _short(unknown("setting", key, known), config_class(engine).__name__)
+def option_names(engine: Engine) -> frozenset[str]:
+    """The options of an engine's configuration class."""
+    return frozenset(field.name for field in dataclasses.fields(config_class(engine)))
+
+
+def check_settings(run: Run, arms: Sequence[Arm]) -> None:
+    """Refuse options that no engine of the run has, and of an arm those that its own engine lacks; the nearest of all valid names is told.
+
+    An option that only some of the engines have goes to those.
+    """
+    used = {engine_of(run, arm) for arm in arms}
+    fields = set(Run.model_fields) | {f"evaluation.{n}" for n in Evaluation.model_fields}
+    shared = frozenset().union(*(option_names(engine) for engine in used))
+    given: list[tuple[dict[str, Any], frozenset[str], set[Engine]]] = [(run.settings, shared, used)]
+    given += [(arm.settings, option_names(engine_of(run, arm)), {engine_of(run, arm)}) for arm in arms]
+    for settings, names, engines in given:
+        for key in settings:
+            if key not in names:
+                holders = " and ".join(sorted(f"trl.{config_class(engine).__name__}" for engine in engines))
+                raise _short(unknown("setting", key, names | fields), holders)
 
 
 def _short(error: TutelageError, holder: str) -> TutelageError:
     """The list of a hundred and fifty options helps nobody: keep the nearest name and say where the others stand."""
-    return TutelageError(f"{str(error).split(' Known:')[0]} Options are the fields of a run file and those of trl.{holder}.")
+    return TutelageError(f"{str(error).split(' Known:')[0]} Options are the fields of a run file and those of {holder}.")
 
 
 def budget_of(run: Run, rollouts_per_step: int, *, supervised: bool) -> tuple[BudgetKind, float]:
@@ -98,12 +119,12 @@ def budget_of(run: Run, rollouts_per_step: int, *, supervised: bool) -> tuple[Bu
 
 
 def plain_step(run: Run, arm: Arm) -> tuple[int, int]:
-    """(tasks, rollouts) of one optimiser step without filtering; for SFT a task is an example and there are no rollouts."""
+    """(tasks, rollouts) of one optimiser step without filtering; for SFT and self-play a task is an example and there are no rollouts."""
     settings = settings_of(run, arm)
     config: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(config_class(engine_of(run, arm)))} | settings
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batch = int(config["per_device_train_batch_size"]) * int(config["gradient_accumulation_steps"]) * world
-    if engine_of(run, arm) == "sft":
+    if engine_of(run, arm) != "grpo":
         return batch, batch
     group = int(config["num_generations"])
     if batch % group:
@@ -120,8 +141,19 @@ def draws_of(run: Run, arm: Arm, budget: tuple[BudgetKind, float]) -> int:
     kind, amount = budget
     if kind != "rollouts":
         return math.ceil((amount if kind == "updates" else run.steps) * tasks)
-    probes = getattr(curricula.get(arm.curriculum).target, "probes_per_draw", lambda **parameters: 0.0)
-    return max(math.ceil(amount / (rollouts / tasks + probes(**arm.parameters))), 1)
+    target: Any = curricula.get(arm.curriculum).target
+    return max(math.ceil(amount / (rollouts / tasks + target.probes_per_draw(**arm.parameters))), 1)
+
+
+def supervised(run: Run, arm: Arm) -> bool:
+    """Whether an arm takes optimiser steps that cost no rollouts, so that only equal updates are a fair budget."""
+    if engine_of(run, arm) != "grpo":
+        return True
+    if arm.objective is None:
+        return False
+    from tutelage.registry import objectives
+
+    return any("/" in column for column in objectives.build(arm.objective, **arm.objective_parameters).requires)
 
 
 def load_model(run: Run) -> tuple[Any, Any]:

@@ -6,7 +6,9 @@ shape: `A` task arms, `X` evaluations of one run, `L` logged steps of one run.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NotRequired, cast
 
 from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
@@ -200,9 +202,14 @@ def _check_lengths(league: League, source: str) -> None:
 
 
 def progress_axis(league: League) -> Literal["rollouts", "step"]:
-    """What training is counted in: rollouts, or updates where no run draws any (supervised training)."""
-    drawn = any(rollouts for cell in league["cells"] for rollouts in cell["curve"]["rollouts"])
-    return "rollouts" if drawn or not league["cells"] else "step"
+    """What training is counted in: rollouts, or updates where some runs take them without rollouts (supervised steps)."""
+    return progress_axis_of(league["cells"])
+
+
+def progress_axis_of(cells: Sequence[Cell]) -> Literal["rollouts", "step"]:
+    """The same of finished runs: rollouts where they grow from each evaluation to the next in all of them."""
+    counts = [[n or 0 for n in cell["curve"]["rollouts"]] for cell in cells]
+    return "rollouts" if all(a < b for curve in counts for a, b in itertools.pairwise(curve)) else "step"
 
 
 def progress_word(league: League) -> str:

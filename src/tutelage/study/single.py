@@ -13,6 +13,7 @@ from tutelage.study.cell import Bench, Job, record_of, train_cell
 from tutelage.study.compare import default_out, digest, shared
 from tutelage.study.config import Run, parse_arm
 from tutelage.study.provenance import versions
+from tutelage.study.rounds import train_rounds
 from tutelage.study.words import duration
 from tutelage.tasks.diagnostics import rambling
 
@@ -46,10 +47,9 @@ def plan(run: Run, out: Path | None) -> tuple[Job, Path]:
             "Choose one with --arm, or use compare."
         )
     arm = run.arms[0] if run.arms else parse_arm("uniform")
-    engine = engines.engine_of(run, arm)
-    engines.check_settings({**run.settings, **arm.settings}, engine)
+    engines.check_settings(run, [arm])
     _, per_step = engines.plain_step(run, arm)
-    budget = engines.budget_of(run, per_step, supervised=engine == "sft")
+    budget = engines.budget_of(run, per_step, supervised=engines.supervised(run, arm))
     job = Job(arm.name, arm, 0, budget)
     return job, out or Path(f"{default_out(run)}-{arm.name.replace(':', '-')}")
 
@@ -85,10 +85,14 @@ def train(run: Run, job: Job, folder: Path, *, command: str, console: Any) -> di
     )
     bench = Bench(run)
     with _bar(console) as tell:
-        trainer, observer = train_cell(bench, job, folder / "checkpoints", tell)
-    record = record_of(bench, job, trainer, observer)
-    trainer.save_model(str(folder))
-    trainer.processing_class.save_pretrained(folder)
+        if engines.engine_of(run, job.arm) == "self_play":
+            record, model, tokenizer = train_rounds(bench, job, folder / "rounds", tell)
+            model.save_pretrained(folder)
+        else:
+            trainer, observer = train_cell(bench, job, folder / "checkpoints", tell)
+            record, tokenizer = record_of(bench, job, trainer, observer), trainer.processing_class
+            trainer.save_model(str(folder))
+    tokenizer.save_pretrained(folder)
     atomic_write(folder / "README.md", _card(run, job, record, bench, command))
     atomic_write(folder / "training.json", json.dumps({**record, "versions": versions()}))
     accuracy = record["curve"]["accuracy"]

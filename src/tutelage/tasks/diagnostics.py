@@ -41,12 +41,12 @@ BEHAVIOURS: dict[str, str] = {
                                       |re-?(?:consider|think|do|examine|evaluate|calculate|compute))\b
       | \b(?:this|that)\s+(?:does(?:n't|\s+not)\s+work|leads\s+to\s+a\s+contradiction)\b""",
     "subgoal_setting": r"""
-        ^\W*(?:step\s+\d+|first(?:ly)?|second(?:ly)?|next|then)\b(?=\s*[:,.])
+        ^[^\w\n]{0,8}(?:step\s+\d+|first(?:ly)?|second(?:ly)?|next|then)\b(?=\s*[:,.])
       | \b(?:the|our|my|a)\s+(?:first|next|second|third|last|final)\s+(?:step|goal|task)\b
       | \bbreak(?:ing)?\s+(?:this|it|the\s+problem)\s+(?:down|into|up)\b
       | \b(?:we|i|let(?:'s|\s+us|\s+me))\s+(?:need\s+to\s+|must\s+|will\s+|should\s+)?(?:first|start\s+by|begin\s+by)\b""",
     "enumeration": r"""
-        ^\W*case\s+(?:\d+|[ivx]+|[a-d])\b
+        ^[^\w\n]{0,8}case\s+(?:\d+|[ivx]+|[a-d])\b
       | \b(?:list|enumerat|try|test|consider|check)(?:e|ing)?\s+(?:out\s+)?(?:all|each|every)\b
       | \bone\s+by\s+one\b | \bby\s+(?:exhaustion|cases|trial\s+and\s+error|brute\s+force)\b
       | \bthe\s+possible\s+(?:case|value|option|outcome|combination|pair)s\s+(?:are|is|include)\b""",

@@ -282,6 +282,29 @@ def to_dataset(pool: TaskPool, tokenizer: Any = None, *, template: str | None = 
         ) from None
 
 
+def with_answers(dataset: Any, column: str = "answer") -> Any:
+    """The rows of `to_dataset` as prompt and completion for supervised training, both as chat messages where the prompts are.
+
+    column: what is imitated: the "answer", or the worked "solution"; a row without it raises.
+    """
+    import datasets
+
+    if column not in dataset.column_names:
+        raise TutelageError(
+            f"There is nothing to imitate: the tasks have no column {column!r}; theirs are {', '.join(dataset.column_names)}. Name yours "
+            "in `columns`, or imitate another one."
+        )
+    prompts, texts = dataset["prompt"][:], dataset[column][:]
+    for row, text in enumerate(texts):
+        if text is None or not str(text).strip():
+            raise TutelageError(
+                f"The {column} of task {row + 1} (counted from 1) is {text!r}: there is nothing to imitate. Fill it, or drop it."
+            )
+    chat = not isinstance(prompts[0], str)
+    completions = [[{"role": "assistant", "content": str(text)}] if chat else str(text) for text in texts]
+    return datasets.Dataset.from_dict({"prompt": prompts, "completion": completions})
+
+
 def _fits(column: list[Any]) -> bool:
     import pyarrow
 

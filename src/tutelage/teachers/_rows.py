@@ -1,7 +1,7 @@
 """Rows of a data set as the token ids and labels that TRL's SFTTrainer trains on, and the key by which a row is known again.
 
-A row is known by its tokens and by which of them are trained: not by its place, so that any order, any part of a data set and any curriculum
-find their rows, and text that was cut into tokens otherwise is never taken for the same.
+A row is known by its tokens and by which of them are trained: not by its place, so that any order, any part of a data set and any
+curriculum find their rows, and text that was cut into tokens otherwise is never taken for the same.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Row:
 def key_of(ids: NDArray[np.int32], places: NDArray[np.int32]) -> bytes:
     """128 bits of a text and of which of its tokens are trained."""
     digest = hashlib.blake2b(len(ids).to_bytes(8, "little"), digest_size=16)
-    digest.update(np.ascontiguousarray(ids, "<i4"))
-    digest.update(np.ascontiguousarray(places, "<i4"))
+    digest.update(ids.astype("<i4").tobytes())
+    digest.update(places.astype("<i4").tobytes())
     return digest.digest()
 
 

@@ -39,7 +39,7 @@ class CachedTeacher:
         fingerprint: of the teacher that is expected, as the manifest has it under teacher.fingerprint; None takes any.
 
     Raises:
-        TutelageError: no record, one of another version, one not finished, damaged shards, more entries than were recorded, another teacher.
+        TutelageError: no record, one of another version, one not finished, damaged shards, more entries than there are, another teacher.
     """
 
     def __init__(self, *, path: str, top_k: int | None = None, missing_mass: str | None = None, fingerprint: str | None = None) -> None:
@@ -75,7 +75,7 @@ class CachedTeacher:
         return f"CachedTeacher({str(self.path)!r}, top_k={self.facts.top_k}, {self.manifest['data']['rows']:,} rows)"
 
     def score(self, ids_BL: Tensor, *, attention_BL: Tensor | None = None, places_BT: Tensor | None = None) -> Signal:
-        """What was recorded at the places, see `tutelage.teachers.contract.Scorer`; the places are those that were recorded, all of them."""
+        """What was recorded at the places, see `tutelage.teachers.contract.Scorer`; the places must be all that were recorded."""
         import torch
 
         ids, attention = (
@@ -143,15 +143,15 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise TutelageError(f"{file} is not the manifest of a teacher's record; expected the format {FORMAT!r}.")
     if manifest["version"] != VERSION:
         raise TutelageError(
-            f"{path} is a record of version {manifest['version']}, and this release reads version {VERSION}. Record the teacher anew, or install "
-            "the release that wrote it."
+            f"{path} is a record of version {manifest['version']}, and this release reads version {VERSION}. Record the teacher anew, or "
+            "install the release that wrote it."
         )
     names = [shard["name"] for shard in manifest["shards"]]
     missing = [name for name in names if not (path / name).is_dir()]
     if missing:
         raise TutelageError(
-            f"{path} is not finished: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}. Give the same command or "
-            "call once more; finished shards are kept."
+            f"{path} is not finished: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}. Give the same command "
+            "or call once more; finished shards are kept."
         )
     return manifest
 
@@ -166,11 +166,11 @@ def _opened(folder: Path, shard: dict[str, Any], manifest: dict[str, Any]) -> di
         file = folder / f"{name}.npy"
         try:
             arrays[name] = np.load(file, mmap_mode="r" if name in ("ids", "logp") else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise TutelageError(f"{file} is damaged: {error}. Remove the folder {folder} and record once more: {REPAIR}") from None
         if arrays[name].shape != shape or arrays[name].dtype != np.dtype(dtype):
             raise TutelageError(
-                f"{file} holds {arrays[name].dtype} of shape {arrays[name].shape}; the manifest promises {np.dtype(dtype)} of shape {shape}. "
+                f"{file} holds {arrays[name].dtype} of shape {arrays[name].shape}; the manifest promises {np.dtype(dtype)}, {shape}. "
                 f"Remove the folder {folder} and record once more: {REPAIR}"
             )
     return arrays

@@ -106,7 +106,7 @@ class LocalTeacher:
         for name, weight in self.model.named_parameters():
             values = weight.detach().flatten()[:: max(1, weight.numel() // 4096)].float().cpu().numpy()
             digest.update(f"{name} {tuple(weight.shape)}".encode())
-            digest.update(values)
+            digest.update(values.tobytes())
         return digest.hexdigest()
 
     def score(self, ids_BL: Tensor, *, attention_BL: Tensor | None = None, places_BT: Tensor | None = None) -> Signal:

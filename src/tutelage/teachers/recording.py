@@ -5,8 +5,8 @@
     saved = teacher("cached", path="told/")                             # in another process, without the big model
 
 A folder with `manifest.json`, written first: who taught whom, how, and which shards there are to be; and `shard-00000/` and so on, each of
-which appears whole or not at all. A position takes K · (2 or 4 + 2) bytes: ids as 16-bit integers for vocabularies up to 65,536 entries, else
-32-bit, and log-probabilities in half precision (absolute error below 0.004 down to −8 nats), or single.
+which appears whole or not at all. A position takes K · (2 or 4 + 2) bytes: ids as 16-bit integers for vocabularies up to 65,536 entries,
+else 32-bit, and log-probabilities in half precision (an error below 0.004 down to −8 nats), or single.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tutelage.teachers.contract import Facts
 
 FORMAT, VERSION = "tutelage teacher record", 1
 MANIFEST = "manifest.json"
+POSITIONS_PER_SHARD = 2**18
 Precision = Literal["float16", "float32"]
 
 
@@ -37,7 +38,7 @@ def record(
     *,
     max_length: int | None = 1024,
     precision: Precision = "float16",
-    tokens_per_shard: int = 2**18,
+    tokens_per_shard: int = POSITIONS_PER_SHARD,
     tell: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Write a teacher's top k of every trained token of a data set; return the manifest.
@@ -76,9 +77,10 @@ def plan(teacher: Any, rows: Rows, *, precision: Precision, tokens_per_shard: in
     facts: Facts = teacher.facts
     if facts.top_k is None:
         raise TutelageError(
-            f"A whole distribution of {facts.vocabulary:,} entries per token is too much to keep. Build the teacher with top_k=..., such as 64."
+            f"A whole distribution of {facts.vocabulary:,} entries per token is too much to keep. Build the teacher with top_k=64, say."
         )
-    digest, shards = hashlib.blake2b(digest_size=16), []
+    digest = hashlib.blake2b(digest_size=16)
+    shards: list[dict[str, Any]] = []
     for n, members in enumerate(_shards(_unique(rows), tokens_per_shard)):
         for row in members:
             digest.update(row.key)
@@ -134,8 +136,8 @@ def _take_up(folder: Path, manifest: Mapping[str, Any]) -> None:
     kept = json.loads(path.read_text(encoding="utf-8"))
     if found := differences(manifest, kept):
         raise TutelageError(
-            f"{folder} holds another record: {'; '.join(found)}. It is left as it is. Give another folder for this one, or the same teacher, "
-            "data and settings to complete that one."
+            f"{folder} holds another record: {'; '.join(found)}. It is left as it is. Give another folder for this one, or the same "
+            "teacher, data and settings to complete that one."
         )
     if kept["shards"] != manifest["shards"]:
         raise TutelageError(f"{folder} holds the same record in shards of another size; go on with the tokens_per_shard it was begun with.")
@@ -164,7 +166,7 @@ def _shards(rows: Iterable[Row], positions: int) -> Iterator[list[Row]]:
 
 
 def _scored(teacher: Any, rows: list[Row], tell: Callable[[int], None] | None) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The teacher's top k of the rows' trained tokens, one row after the other, (positions, K) each; batches hold rows of similar length."""
+    """The teacher's top k of the rows' trained tokens, one row after the other, (positions, K); batches hold rows of similar length."""
     import torch
 
     start = np.cumsum([0, *(len(row.places) for row in rows)])

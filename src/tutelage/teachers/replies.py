@@ -1,8 +1,8 @@
 """Replies as token ids: encoded once, sampled, and scored under a frozen model, for losses that compare a model with earlier ones.
 
     prompt_ids, reply_ids = encode_reply(tokenizer, row["prompt"], row["completion"])
-    sampled = sample_replies(model, prompts, seed=0, ends=end_ids(model, tokenizer), pad=tokenizer.pad_token_id)
-    logp_N = score_replies(model, Replies(prompts, sampled), pad=tokenizer.pad_token_id)
+    sampled = sample_replies(model, prompts, seed=0, ends=end_ids(model, tokenizer), pad=pad_id(tokenizer))
+    logp_N = score_replies(model, Replies(prompts, sampled), pad=pad_id(tokenizer))
 
 Ids, not text, go from sampling to training: a text cut into tokens again need not give the tokens that were sampled. One template is used
 throughout, since the prompt is encoded once and serves generation, scoring and training.
@@ -15,6 +15,8 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -43,10 +45,24 @@ class Replies:
     def __len__(self) -> int:
         return len(self.prompt_N)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """128 bits, in hexadecimal, of all ids in order."""
-        return hashlib.blake2b(json.dumps([list(self.prompt_N), list(self.reply_N)]).encode(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(digest_size=16)
+        for rows in (self.prompt_N, self.reply_N):
+            digest.update(np.array([len(rows), *map(len, rows)], dtype="<i8").tobytes())
+            digest.update(np.fromiter(chain.from_iterable(rows), dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The token that fills batches up; where there is none, the end token, as in TRL. It is masked wherever it stands."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def bare(model: Any) -> Any:
+    """The model itself, without the wrapper that peft puts around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def format_digest(tokenizer: Any) -> str:
@@ -84,7 +100,7 @@ def encode_reply(tokenizer: Any, prompt: Any, completion: Any, *, ends: Collecti
     if list(whole[: len(head)]) != list(head):
         raise TutelageError(
             f"The tokens of {str(prompt)[-60:]!r} are not the beginning of the tokens of that prompt with its completion, so the model "
-            "would be asked one thing and trained on another. End the prompt where a token ends (on a line break, say, not within a word), or "
+            "would be asked one thing and trained on another. End the prompt where a token ends (on a line break, not within a word), or "
             "use a chat template that renders the prompt alike with and without an answer."
         )
     reply = list(whole[len(head) :])
@@ -188,7 +204,7 @@ def _own_generation_config(model: Any) -> Iterator[None]:
     """Without the model's own generation settings, which would fill in whatever the given ones leave open."""
     from transformers import GenerationConfig
 
-    holder = model.get_base_model() if hasattr(model, "peft_config") else model
+    holder = bare(model)
     usual, holder.generation_config = holder.generation_config, GenerationConfig()
     try:
         yield

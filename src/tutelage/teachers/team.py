@@ -25,7 +25,7 @@ from tutelage.errors import TutelageError
 from tutelage.files import atomic_dir
 from tutelage.registry import teachers
 from tutelage.state import load_state, save_state
-from tutelage.teachers.replies import Ids, Replies, end_ids, format_digest, sample_replies, score_replies
+from tutelage.teachers.replies import Ids, Replies, bare, end_ids, format_digest, pad_id, sample_replies, score_replies
 
 CARD = "player.json"
 
@@ -95,7 +95,7 @@ class CheckpointTeam:
             raise TutelageError(
                 f"The weights in {folder} were changed after they were saved, or cut short; the round cannot go on from them."
             )
-        if hasattr(model, "peft_config"):
+        if bare(model) is not model:
             from peft import load_peft_weights, set_peft_model_state_dict
 
             set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
@@ -105,7 +105,7 @@ class CheckpointTeam:
     def demonstrate(self, model: Any, number: int, prompt_N: list[Ids], tokenizer: Any, *, seed: int, **sampling: Any) -> list[Ids]:
         """One reply of player `number` to each prompt; `sampling` as in `sample_replies`."""
         self.load(number, model)
-        return sample_replies(model, prompt_N, seed=seed, ends=end_ids(model, tokenizer), pad=tokenizer.pad_token_id, **sampling)
+        return sample_replies(model, prompt_N, seed=seed, ends=end_ids(model, tokenizer), pad=pad_id(tokenizer), **sampling)
 
     def score(self, model: Any, players: list[int], name: str, replies: Replies, tokenizer: Any, **scoring: Any) -> NDArray[np.float64]:
         """log π_j of N replies under J players, in nats (N, J); each number is computed once and kept under `name`.
@@ -129,7 +129,7 @@ class CheckpointTeam:
                 )
             return found["logp_N"]
         self.load(number, model)
-        logp_N = score_replies(model, replies, pad=tokenizer.pad_token_id, **scoring)
+        logp_N = score_replies(model, replies, pad=pad_id(tokenizer), **scoring)
         save_state(path, {"manifest": manifest, "logp_N": logp_N})
         return logp_N
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from trl import DPOConfig
 
+from tutelage.teachers.replies import bare
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._trl_private import Engine
 
@@ -53,6 +54,10 @@ def halves(both: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
+def _read_by_model(inputs: Batch) -> Batch:
+    return {name: value for name, value in inputs.items() if name != "completion_mask" and not name.startswith("ref_")}
+
+
 class DPOEngine(Engine):
     """The seam in `trl.DPOTrainer`: pairs with reference columns come in, the loss of one micro-batch of them is ours."""
 
@@ -89,17 +94,18 @@ class DPOEngine(Engine):
         if self.objective is None:
             return super()._compute_loss(model, inputs, return_outputs)
         loss = self.objective_loss(self.pair_columns(model, inputs), model.training)
-        return (loss, {}) if return_outputs else loss
+        if not return_outputs:
+            return loss
+        with torch.no_grad():  # for the caller's own metrics, which read logits; the fused head makes none
+            return loss, model(**_read_by_model(inputs), use_cache=False)
 
     def pair_columns(self, model: Any, inputs: Batch) -> Batch:
         """What a pairwise objective reads, of a collated batch; token t + 1 stands at position t."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         mask_BT = inputs["completion_mask"][:, 1:].bool()
-        outputs = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels, use_cache=False, fused_lm_head=True
-        )
-        logp_BT = outputs.log_probs[:, -mask_BT.shape[1] :]  # prompt-learning adapters put virtual tokens in front
         batch = {name: inputs[name] for name in (f"{column}_BJ" for column in REFERENCES)}
+        outputs = model(**_read_by_model(inputs), labels=labels, use_cache=False, fused_lm_head=True)
+        logp_BT = outputs.log_probs[:, -mask_BT.shape[1] :]  # prompt-learning adapters put virtual tokens in front
         batch["chosen_logp_BT"], batch["rejected_logp_BT"] = halves(logp_BT)
         batch["chosen_mask_BT"], batch["rejected_mask_BT"] = halves(mask_BT)
         return batch
@@ -123,8 +129,8 @@ class DPOEngine(Engine):
 @contextmanager
 def without_traces(model: Any) -> Iterator[None]:
     """Take off afterwards what an engine hangs on a model: TRL's fused head, accelerate's mixed precision. A next one starts clean."""
-    bare = model.get_base_model() if hasattr(model, "peft_config") else model
-    patched = [(part, {name: vars(part)[name] for name in PATCHES if name in vars(part)}) for part in dict.fromkeys((model, bare))]
+    parts = dict.fromkeys((model, bare(model)))
+    patched = [(part, {name: vars(part)[name] for name in PATCHES if name in vars(part)}) for part in parts]
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ from torch import Tensor
 from tutelage.errors import TutelageError
 from tutelage.objectives.compose import Sum
 from tutelage.trainers._batches import Batch
-from tutelage.trainers._sources import Source, tokenised
+from tutelage.trainers._sources import Source, scored, tokenised, tokeniser
 from tutelage.trainers._sync import decide
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ class Mix:
     """The weights and the demonstrations of a trainer's steps.
 
     active: the objective of the current step, the parts that take part. counts: what its parts on demonstrations divide by. stats: what
-    the step has shown so far. controller: the trainer's own copy, so that an objective can be given to several trainers.
+    the step has shown so far. controller: the trainer's own copy, so that an objective can be given to several trainers. queue: this
+    process's micro-batches of demonstrations that are still to come in this step. rolls_out: whether a part of it reads rollouts.
+    gradients: sums over the micro-batches so far, of parts whose own gradient is measured.
     """
 
     def __init__(self, trainer: GRPOLessons, source: Source | None) -> None:
@@ -88,21 +90,21 @@ class Mix:
         self.active: Sum = trainer.objective.only({name: weight for name, (_, weight) in trainer.objective.parts.items()})
         self.counts: dict[str, Tensor] = {}
         self.stats: dict[str, float] = {}
-        self._queue: list[Batch] = []
-        self._rollouts = True
-        self._gradients: dict[str, list[Tensor]] = {}
+        self.queue: list[Batch] = []
+        self.rolls_out = True
+        self.gradients: dict[str, list[Tensor]] = {}
 
     def begin(self, micro_batches: int) -> None:
         """Start an optimiser step of so many micro-batches."""
         trainer = self.trainer
         if self.controller is not None:
             self.active = self.decided()
-        self.stats, self.counts, self._queue, self._gradients = {}, {}, [], {}
+        self.stats, self.counts, self.queue, self.gradients = {}, {}, [], {}
         learned = {name: 1.0 for name, (part, _) in self.active.parts.items() if reads(part)}
-        self._rollouts = len(learned) < len(self.active.parts)
+        self.rolls_out = len(learned) < len(self.active.parts)
         if learned and self.source is not None:
             window = self.source.draw(micro_batches, *trainer.shares)
-            self._queue = window.batches
+            self.queue = window.batches
             mask_BT = self.source.mask(window.rows_N).to(trainer.accelerator.device)
             own = {f"{SOURCE}/mask_BT": mask_BT}
             self.counts = self.active.only(learned).denominators_of(own, max_length=trainer.max_completion_length)
@@ -110,7 +112,7 @@ class Mix:
 
     def decided(self) -> Sum:
         """What the controller wants of the next step, the same on every process."""
-        active = self._weighed(decide(lambda: self.controller.update(self.stats)))
+        active = self.weighed(decide(lambda: self.controller.update(self.stats)))
         if self.trainer.accelerator.is_main_process:
             for name, value in self.controller.metrics.items():
                 self.trainer.record(f"{self.controller.name}/{name}", value)
@@ -118,9 +120,9 @@ class Mix:
 
     def inputs(self, roll_out: Callable[[], Batch]) -> Batch:
         """The next micro-batch: rollouts if a part reads them, and demonstrations, their keys prefixed, if a part reads those."""
-        batch = dict(roll_out()) if self._rollouts else {}
-        if self._queue:
-            demonstrations = send_to_device(self._queue.pop(0), self.trainer.accelerator.device)
+        batch = dict(roll_out()) if self.rolls_out else {}
+        if self.queue:
+            demonstrations = send_to_device(self.queue.pop(0), self.trainer.accelerator.device)
             batch |= {f"{SOURCE}/{key}": value for key, value in demonstrations.items()}
         return batch
 
@@ -129,7 +131,7 @@ class Mix:
         own = {key.removeprefix(f"{SOURCE}/"): value for key, value in inputs.items() if key.startswith(f"{SOURCE}/")}
         if not own:
             return {}
-        seen = self.trainer.scored(model, own)
+        seen = scored(self.trainer, model, own)
         found = {"logp_BT": seen.log_probs, "old_logp_BT": seen.log_probs.detach(), "mask_BT": seen.label_mask, "entropy_BT": seen.entropy}
         return {f"{SOURCE}/{key}": value for key, value in found.items()}
 
@@ -143,13 +145,14 @@ class Mix:
             leaves = [p for p in self.trainer.model.parameters() if p.requires_grad]
             found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
             fresh = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
-            sums = self._gradients.setdefault(name, fresh)
+            sums = self.gradients.setdefault(name, fresh)
             if sums is not fresh:
-                torch._foreach_add_(sums, fresh)
+                for total, g in zip(sums, fresh, strict=True):
+                    total += g
             if self.trainer.accelerator.sync_gradients:
                 whole = [self.trainer.accelerator.reduce(g, reduction="sum") for g in sums]
                 self.stats[f"{name}/grad_norm"] = torch.stack([g.float().norm() for g in whole]).norm().item()
-                del self._gradients[name]
+                del self.gradients[name]
 
     def clipped(self, norm: Any) -> None:
         """Told at the end of each step: the engine's gradient norm, before clipping."""
@@ -181,7 +184,8 @@ class Mix:
                 part.load_state_dict(state[name])
         self.stats = dict(state["stats"])
 
-    def _weighed(self, weights: Mapping[str, float]) -> Sum:
+    def weighed(self, weights: Mapping[str, float]) -> Sum:
+        """The parts named, at their own weights times these."""
         if not weights:
             raise TutelageError(f"The controller {self.controller.name!r} left no part of the objective for this step; name at least one.")
         parts = self.trainer.objective.parts
@@ -194,7 +198,7 @@ def _source(trainer: GRPOLessons, dataset: Any, per_step: int | None) -> Source:
         raise TutelageError(f"The objective reads {SOURCE}, and there are none. Give the trainer a data set of them: {SOURCE}=dataset.")
     args, world = trainer.args, trainer.accelerator.num_processes
     samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-    examples = tokenised(dataset, trainer.tokenise, trainer.eos, SOURCE)
+    examples = tokenised(dataset, tokeniser(trainer), trainer.text_tokenizer.eos_token, SOURCE)
     seed = args.seed if args.data_seed is None else args.data_seed
     return Source(SOURCE, examples, max(samples // trainer.num_generations, 1) if per_step is None else per_step, seed, trainer.pad_id)
 

@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import torch
 import trl
+from transformers import PrinterCallback
 
 from tutelage.curricula.uniform import Uniform
 from tutelage.errors import TutelageError, unknown
@@ -69,8 +70,7 @@ def train_pairs(model: Any, tokenizer: Any, pairs: datasets.Dataset, objective: 
         trainer = with_objective(trl.DPOTrainer)(
             model=model, args=args, train_dataset=pairs, processing_class=tokenizer, objective=objective
         )
-        trainer.train(resume_from_checkpoint=bool(complete_checkpoints(args.output_dir)) or None)
-    return trainer.ledger.training_tokens
+        return _trained(trainer)
 
 
 def train_supervised(model: Any, tokenizer: Any, demonstrations: Replies, args: Any, seed: int) -> int:
@@ -82,7 +82,17 @@ def train_supervised(model: Any, tokenizer: Any, demonstrations: Replies, args: 
         trainer = with_curriculum(trl.SFTTrainer)(
             model=model, args=args, train_dataset=datasets.Dataset.from_dict(rows), processing_class=tokenizer, curriculum=curriculum
         )
-        trainer.train(resume_from_checkpoint=bool(complete_checkpoints(args.output_dir)) or None)
+        return _trained(trainer)
+
+
+def _trained(trainer: Any) -> int:
+    """Train to the end, from the newest whole checkpoint if there is one; the optimiser's memory is given back.
+
+    In silence: what a round showed is in its report, and the loggers that `report_to` names hear as ever.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=bool(complete_checkpoints(trainer.args.output_dir)) or None)
+    trainer.accelerator.free_memory()
     return trainer.ledger.training_tokens
 
 

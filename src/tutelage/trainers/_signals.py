@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tutelage.errors import TutelageError
 from tutelage.students import angles
 from tutelage.students.angles import QUESTION, find_site
 from tutelage.students.prompts import PromptTokens
 from tutelage.students.reading import bar, evaluating, read_states
+from tutelage.trainers._batches import PICTURES
 from tutelage.trainers._trl_private import Rollouts
 
 if TYPE_CHECKING:
@@ -53,6 +55,12 @@ def of_prompts(trainer: GRPOLessons, rows_N: NDArray[np.int64], names: Sequence[
 def of_rollouts(trainer: GRPOLessons, rollouts: Rollouts, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Signals of the prompts and completions of one lesson, the mean of each task's attempts, (N,) each, on every process."""
     batch = rollouts.batch
+    pictures = [key for key in PICTURES if key in batch]
+    if pictures:
+        raise TutelageError(
+            f"The curriculum {trainer.curriculum.name!r} needs the angles of token states, and this batch has images "
+            f"({', '.join(pictures)}), which a pass over the tokens alone would leave out. Use it with text."
+        )
     ids = []
     for b, length in enumerate(rollouts.length_b):
         prompt = batch["prompt_ids"][b][batch["prompt_mask"][b].bool()]

@@ -8,11 +8,13 @@ the same rows and takes its share. A micro-batch that gets fewer rows than other
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +25,12 @@ from tutelage.curricula._draws import Deck
 from tutelage.errors import TutelageError
 from tutelage.trainers._batches import Batch, padded
 
+if TYPE_CHECKING:
+    from tutelage.trainers.trl import GRPOLessons
+
 logger = logging.getLogger(__name__)
 IGNORED = -100
-Tokenise = Callable[[Any, bool], list[int]]
+Tokenise = Callable[..., list[int]]
 
 
 class Example(NamedTuple):
@@ -88,27 +93,60 @@ class Source:
         return padded(labels, IGNORED, left=False, multiple_of=None)[:, 1:] != IGNORED
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._identity(), "seed": self.seed, **self.deck.state()}
+        return {"rows": self.identity, "seed": self.seed, **self.deck.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if (state["rows"], state["seed"]) != (self._identity(), self.seed):
+        if (state["rows"], state["seed"]) != (self.identity, self.seed):
             raise TutelageError(
                 f"The checkpoint was made with other {self.name} or another order of them: {state['rows']}, seed {state['seed']}; here it "
-                f"is {self._identity()}, seed {self.seed}. Give the same data set and seed, or start anew."
+                f"is {self.identity}, seed {self.seed}. Give the same data set and seed, or start anew."
             )
         self.deck.load(dict(state))
 
-    def _identity(self) -> str:
+    @functools.cached_property
+    def identity(self) -> str:
+        """What the rows are, in words and a hash."""
         digest = hashlib.blake2b(digest_size=8)
         for example in self.examples:
             digest.update(np.array([len(example.ids), *example.ids, *example.labels], dtype=np.int64).tobytes())
         return f"{len(self.examples)} rows with the hash {digest.hexdigest()}"
 
 
+def scored(trainer: GRPOLessons, model: Any, inputs: Batch) -> Any:
+    """The forward pass over demonstrations, at temperature 1 as in supervised training: `log_probs`, `entropy`, `label_mask`, (B, T - 1).
+
+    TRL's fused head has the temperature of the rollouts built in; where that is another, the logits of the trained tokens are computed.
+    """
+    if trainer.temperature == 1:
+        return trainer.scored(model, inputs)
+    label_BT = inputs["labels"][:, 1:]
+    mask_BT = label_BT != IGNORED
+    logits_BTV = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+    logp_MV = logits_BTV[:, :-1][mask_BT].float().log_softmax(-1)
+    columns = {"log_probs": logp_MV.gather(1, label_BT[mask_BT].unsqueeze(1))[:, 0], "entropy": -(logp_MV.exp() * logp_MV).sum(1)}
+    spread = {name: value.new_zeros(mask_BT.shape).masked_scatter(mask_BT, value) for name, value in columns.items()}
+    return SimpleNamespace(**spread, label_mask=mask_BT)
+
+
+def tokeniser(trainer: GRPOLessons) -> Tokenise:
+    """`f(text_or_messages, reply_follows=...)`, the token ids with the template, tools and options that rollouts get."""
+    tokenizer = trainer.text_tokenizer
+    options = {"tools": trainer.tools or None, "chat_template": trainer.chat_template, **trainer.chat_template_kwargs}
+
+    def tokenise(text: Any, *, reply_follows: bool) -> list[int]:
+        if isinstance(text, str):
+            return tokenizer(text=text)["input_ids"]
+        return tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, add_generation_prompt=reply_follows, **options)[
+            "input_ids"
+        ]
+
+    return tokenise
+
+
 def tokenised(dataset: Any, tokenise: Tokenise, eos: str | None, name: str) -> list[Example]:
     """The rows of a data set as examples.
 
-    tokenise: (text or messages, whether a reply is to follow) → token ids. eos: what ends a text.
+    tokenise: as `tokeniser` makes it. eos: what ends a text.
 
     Raises:
         TutelageError: no rows, columns that are neither of the two kinds, or a row without anything to train on; it names the row.
@@ -129,7 +167,7 @@ def tokenised(dataset: Any, tokenise: Tokenise, eos: str | None, name: str) -> l
             )
         if isinstance(completion, str) and eos and not completion.endswith(eos):
             completion += eos
-        prompt_ids, ids = tokenise(prompt, True), tokenise(prompt + completion, False)
+        prompt_ids, ids = tokenise(prompt, reply_follows=True), tokenise(prompt + completion, reply_follows=False)
         start = next((t for t, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b), min(len(prompt_ids), len(ids)))
         parted += start < len(prompt_ids)
         if max(start, 1) >= len(ids):

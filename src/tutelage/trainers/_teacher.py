@@ -62,6 +62,11 @@ class Help:
 
 def intervene(trainer: GRPOLessons, rows_N: NDArray[np.int64], rollouts: Rollouts) -> Help:
     """Let the teacher look at a lesson's groups and change them."""
+    if "solved" not in rollouts.columns:
+        raise TutelageError(
+            f"The teacher looks at what was solved, and the first reward function ({trainer.reward_func_names[0]!r}) is a model, no verifier. "
+            "Say which reward function is the verifier, or give one: with_curriculum(...)(..., solved='its_name' or a function)."
+        )
     asked: list[Rollouts] = []
     place_L: list[int] = []  # where each guided attempt lies in the rollouts asked for, copies that make them up included
 

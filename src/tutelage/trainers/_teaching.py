@@ -165,8 +165,6 @@ def _check_student(trainer: Lessons, facts: Facts) -> None:
             "A recorded teacher knows only the texts that were recorded, and GRPO trains on new ones that the student writes. Use "
             'teacher("local", model=...) here, or the recorded one with trl.SFTTrainer on the very data it was recorded on.'
         )
-    if facts.recorded:
-        _check_texts(trainer)
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     check_tokenizers(facts.tokenizer, tokenizer_hash(tokenizer))
     if (own := chat_template_hash(tokenizer)) != facts.chat_template:
@@ -186,6 +184,8 @@ def _check_student(trainer: Lessons, facts: Facts) -> None:
             f"The teacher's softmax runs over {facts.vocabulary} entries and the student's over {wide}, although the tokenizers agree. "
             "Likely cause: tokens added to the tokenizer without student.resize_token_embeddings(len(tokenizer))."
         )
+    if facts.recorded:
+        _check_texts(trainer)
 
 
 def _check_texts(trainer: Lessons) -> None:

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -228,34 +227,6 @@ class GRPOEngine(Engine):
     @property
     def pad_id(self) -> int:
         return self._tokenizer.pad_token_id
-
-    @property
-    def eos(self) -> str | None:
-        return self._tokenizer.eos_token
-
-    def tokenise(self, text: Any, reply_follows: bool) -> list[int]:
-        """Token ids of a text or of messages, with the template, tools and options that rollouts get."""
-        if isinstance(text, str):
-            return self._tokenizer(text=text)["input_ids"]
-        options = {"tools": self.tools or None, "chat_template": self.chat_template, "add_generation_prompt": reply_follows}
-        return self._tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **options, **self.chat_template_kwargs)[
-            "input_ids"
-        ]
-
-    def scored(self, model: Any, inputs: Batch) -> Any:
-        """As in supervised training at temperature 1. TRL's fused head has the temperature of the rollouts built in; at another one the
-        logits of the trained tokens are computed."""
-        if self.temperature == 1:
-            return super().scored(model, inputs)
-        mask_BT = inputs["labels"][:, 1:] != -100
-        logits_BTV = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
-        logp_MV = logits_BTV[:, :-1][mask_BT].float().log_softmax(-1)
-        columns = {
-            "log_probs": logp_MV.gather(1, inputs["labels"][:, 1:][mask_BT].unsqueeze(1))[:, 0],
-            "entropy": -(logp_MV.exp() * logp_MV).sum(1),
-        }
-        spread = {name: value.new_zeros(mask_BT.shape).masked_scatter(mask_BT, value) for name, value in columns.items()}
-        return SimpleNamespace(**spread, label_mask=mask_BT)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Batch], Any]:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -17,6 +17,7 @@ number of processes do not change it. Checkpoints are whole or not there, as tho
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from pathlib import Path
@@ -34,7 +35,7 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _objective, _resume
+from tutelage.trainers import _objective, _resume, _rng
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
 from tutelage.trainers._dpo_private import REFERENCES, DPOEngine, WithReferences, changed_loss_settings
@@ -107,6 +108,7 @@ class PairTraining(DPOEngine):
         if objective is not None:
             self.loss_is_scaled_for_ga = True  # the objective divides by the whole step's counts itself
             self.data_collator = WithReferences(self.data_collator)
+            self.precompute_ref_logps = False  # from here on TRL need not think of references at all
             self.drop_reference_adapter()
             if self.routes_experts:
                 raise TutelageError("An objective replaces TRL's whole loss, router balance included: set router_aux_loss_coef=0.")
@@ -123,6 +125,14 @@ class PairTraining(DPOEngine):
         if self.remembers and resume_from_checkpoint:
             resume_from_checkpoint = _resume.take_up(self, resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        given = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        for dataset in given if self.objective is not None else ():
+            if dataset is not None and not isinstance(dataset, str):  # a name is that of a data set checked before
+                _check_references(dataset)
+        with _rng.preserved() if self.objective is not None else contextlib.nullcontext():
+            return super().evaluate(eval_dataset, *args, **kwargs)
 
     def count_window(self, batches: list[Batch]) -> None:
         device = self.accelerator.device

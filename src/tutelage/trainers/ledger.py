@@ -19,9 +19,10 @@ class Ledger:
     updates: optimiser steps. lessons: proposals taught. rollouts: attempts generated, everything included. rejected_rollouts: those of them
     that were generated to train on and were not trained on. probe_rollouts: those that answered `wants`. tokens: completion tokens
     generated, everything included. training_tokens: tokens that entered a training batch, counted once however often the batch is reused.
-    Demonstrations beside rollouts are not generated and count in `training_tokens` alone. In supervised training nothing is generated:
-    `rollouts` counts the probes alone, and `tokens` the tokens trained on or probed. Without a curriculum only `updates` and demonstrations
-    are counted.
+    guided_rollouts: those that a teacher helped with. Demonstrations beside rollouts are not generated and count in `training_tokens`
+    alone. A pass over prompts or rollouts for signals alone generates nothing and counts in time only (the trainer's
+    `curriculum_seconds`). In supervised training nothing is generated: `rollouts` counts the probes alone, and `tokens` the tokens trained
+    on or probed. Without a curriculum only `updates` and demonstrations are counted.
     """
 
     updates: int = 0

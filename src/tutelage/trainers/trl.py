@@ -80,6 +80,9 @@ def with_curriculum(base: type) -> type:
         A controller in the objective (SASR) decides at the start of each step which parts take part: in a step without a part on rollouts
         nothing is proposed or generated. Without a curriculum the prompts that TRL's loader had for that step are passed over.
 
+        GRPO measures what a curriculum asks for: attempts, and by a forward pass the angle concentration of prompts (`wants`) and of
+        rollouts (`needs`), see `tutelage.students.angles`; the length of prompts too.
+
         It has `ledger`, what the run has spent; `curriculum_seconds`, the time the curriculum took on rank 0; and `skipped_checkpoints`,
         what a resumed run passed over and why. Metrics of the curriculum are logged as `curriculum/<name>`, the teacher's as
         `teacher/<name>`.
