@@ -61,7 +61,9 @@ def checkpoints(folder: Path, hidden: int, layers: int) -> tuple[Path, Path]:
     import torch
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=8000, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers, num_attention_heads=hidden // 64,
@@ -164,7 +166,9 @@ def compare(command: Path, base: Path, tuned: Path, folder: Path, rank: int, rep
             seconds[n].append(timed(ours[n], folder / f"{n}.safetensors"))
     error = {"mergekit": lost(base, tuned, adapter(lora))}
     error |= {n: lost(base, tuned, SkillPack(folder / f"{n}.safetensors").decode) for n in recipes}
-    written = {"mergekit": sum(f.stat().st_size for f in lora.glob("*.safetensors"))}
+    # mergekit also stores embeddings, head and norms in full, which are not compared here
+    stored = WeightStore(lora / "adapter_model.safetensors").tensors.items()
+    written = {"mergekit": sum(info.nbytes for name, info in stored if ".lora_" in name)}
     written |= {n: (folder / f"{n}.safetensors").stat().st_size for n in recipes}
     middle = {n: statistics.median(values) for n, values in seconds.items()}
     return {

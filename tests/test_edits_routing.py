@@ -239,3 +239,24 @@ def test_calibration_loses_less_of_what_a_layer_says(tmp_path):
             loss[name].append(float(np.trace(e @ statistics.gram(tensor) @ e.T)))
     assert len(loss["plain"]) >= 14
     assert np.mean([a < b for a, b in zip(loss["aware"], loss["plain"], strict=True)]) > 0.9
+
+
+def test_the_calibrate_command_feeds_the_pack_command(tmp_path):
+    import tiny
+    from test_edits_cli import ok, run
+
+    for seed, name in enumerate(("base", "tuned")):
+        tiny.model(seed).save_pretrained(tmp_path / name)
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+    (tmp_path / "texts.jsonl").write_text('{"text": "one two three"}\n{"text": "four"}\n')
+    made = ok("calibrate", "base", "texts.jsonl", "-o", "h.safetensors", "--layers", "mlp", "--per-pass", "2", "--json", cwd=tmp_path)
+    assert made["tokens"] == dict.fromkeys(made["tokens"], len("one two three") + 1 + len("four") + 1)
+    assert all("mlp" in name for name in made["tokens"])
+    more = ("--recipe", "best", "--budget", "0.6", "--calibration", "h.safetensors")
+    made = ok("pack", "base", "tuned", "-o", "p.safetensors", *more, "--json", cwd=tmp_path)
+    assert made["share"] <= 0.6
+    recipe = ok("diff", "base", "p.safetensors", "--json", cwd=tmp_path)["recipe"]
+    assert recipe["calibration"].keys() == load_file(tmp_path / "h.safetensors").keys()
+    done = run("calibrate", "base", "texts.jsonl", "-o", "h.safetensors", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not overwritten" in done.stderr

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tutelage.edits.cli import app as edit
-from tutelage.model_edits.cli import prune, unlearn
+from tutelage.model_edits.cli import calibrate, prune, unlearn
 from tutelage.study.probe import command as probe
 from tutelage.teachers.cli import teach
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )  # fmt: skip
 edit.command()(prune)
 edit.command()(unlearn)
+edit.command()(calibrate)
 app.add_typer(edit, name="edit")
 app.command("probe")(probe)
 app.command()(teach)

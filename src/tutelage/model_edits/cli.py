@@ -1,4 +1,7 @@
-"""`tutelage edit prune` and `edit unlearn`: edits that read text through the model. Every command imports what it needs when it runs."""
+"""`tutelage edit prune`, `unlearn` and `calibrate`: edits that read text through the model.
+
+Every command imports what it needs when it runs.
+"""
 
 from __future__ import annotations
 
@@ -120,6 +123,38 @@ def unlearn(
         print_json(record | {"out": str(out)})
         return
     _show_change(record, out)
+
+
+def calibrate(
+    model: ModelDir,
+    data: Annotated[Path, typer.Argument(help="Texts, or prompts with answers: JSONL, Parquet or a data set.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A .safetensors file that does not exist yet.")],
+    layers: Annotated[list[str] | None, typer.Option("--layers", metavar="REGEX", help="Linear layers.", show_default="all")] = None,
+    per_pass: Annotated[int, typer.Option("--per-pass", help="Layers at a time; fewer take less memory and more passes.")] = 16,
+    batch_size: BatchSize = 8,
+    max_length: Annotated[int, typer.Option("--max-length", help="Tokens at which a text is cut.")] = 2048,
+    as_json: Json = False,
+) -> None:
+    """Statistics of what each linear layer is fed on your texts, for `edit pack --calibration`."""
+    from tutelage.model_edits.calibration import batches, read_examples
+    from tutelage.model_edits.second_moments import save_second_moments
+    from tutelage.models import load_model
+
+    _check_out(out)
+    net, tokenizer = load_model(str(model))
+    examples = read_examples(data, tokenizer, max_length=max_length)
+    pad = tokenizer.pad_token_id or 0
+    tokens = save_second_moments(
+        net,
+        lambda: batches(examples, size=batch_size, pad_id=pad, device=net.device),
+        out,
+        layers=tuple(layers or ("",)),
+        per_pass=per_pass,
+    )
+    if as_json:
+        print_json({"out": str(out), "tokens": tokens})
+        return
+    typer.echo(f"{out}: statistics of {len(tokens)} layers, from {max(tokens.values())} tokens")
 
 
 def _plan(job: Any) -> Any:
