@@ -1,4 +1,4 @@
-"""The private names of TRL and transformers that the adapter uses exist in the installed versions, and are used in one file alone."""
+"""The private names of TRL and transformers that the adapter uses exist in the installed versions, and are used in these files alone."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tutelage.trainers.trl import with_curriculum
 
 FOLDER = Path(_trl_private.__file__).parent
 ADAPTER = ["trl.py", "_refill.py", "_lesson.py", "_resume.py", "_objective.py", "_supervised.py", "_batches.py", "_judgement.py"]
-ADAPTER += ["_signals.py", "_teacher.py", "_rollouts.py", "_teaching.py", "_mix.py", "_sources.py", "_gkd.py"]
+ADAPTER += ["_signals.py", "_intervention.py", "_rollouts.py", "_distillation.py", "_mix.py", "_sources.py", "_gkd.py"]
 
 
 def private_names(path: Path) -> set[str]:
@@ -34,9 +34,11 @@ def private_names(path: Path) -> set[str]:
     return {name for name in found if name.startswith("_") and not name.startswith("__")}
 
 
+PRIVATE = [FOLDER / "_trl_private.py", FOLDER / "_grpo_private.py"]
+
+
 def own_names() -> set[str]:
-    tree = ast.parse((FOLDER / "_trl_private.py").read_text())
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    classes = [node for path in PRIVATE for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
     own = {item.name for c in classes for item in c.body if isinstance(item, ast.FunctionDef)}
     own |= {item.target.id for c in classes for item in c.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)}
     return own | {"_row_source"}
@@ -57,7 +59,7 @@ def trainers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def test_every_private_name_is_there(trainers: list[Any]) -> None:
-    names = private_names(FOLDER / "_trl_private.py") | set(_trl_private.IN_MEMORY)
+    names = set().union(*map(private_names, PRIVATE), _trl_private.IN_MEMORY)
     foreign = {name for name in names if name not in own_names() or hasattr(trl.GRPOTrainer, name)}
     assert {"_generate_and_score_completions", "_calculate_rewards", "_buffered_inputs", "_step", "_metrics"} <= foreign
     for name in foreign:

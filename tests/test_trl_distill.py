@@ -133,7 +133,7 @@ def test_on_policy_places_are_those_of_the_answers_own_tokens(tmp_path: Path) ->
     prompt_mask, mask = torch.ones_like(prompt), torch.ones_like(answer)
     prompt_mask[0, :3], mask[1, 4:], mask[2] = 0, 0, 0
     inputs = {"prompt_ids": prompt, "prompt_mask": prompt_mask, "completion_ids": answer, "completion_mask": mask}
-    from tutelage.trainers._teaching import grpo_columns
+    from tutelage.trainers._distillation import grpo_columns
 
     columns = grpo_columns(made, made.model, inputs, mask.bool())
     for b in (0, 1, 3):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tutelage.curricula._base import Curriculum, Wants
 from tutelage.errors import TutelageError
 from tutelage.outcomes import Outcomes
-from tutelage.trainers import _signals, _teacher
+from tutelage.trainers import _intervention, _signals
 from tutelage.trainers._batches import Rollouts
 from tutelage.trainers._rollouts import aside, check_judgement, joined_columns
 from tutelage.trainers._sync import decide
@@ -31,7 +31,7 @@ class Taught:
     are now, and which of them may train."""
 
     rollouts: Rollouts
-    help: _teacher.Help
+    help: _intervention.Help
     columns: dict[str, NDArray[Any]]
     admitted_N: NDArray[np.bool_]
 
@@ -62,9 +62,9 @@ def teach(trainer: GRPOLessons) -> Taught:
     names = _signals.lesson_names(trainer.curriculum)
     signals = {"signals": _signals.of_rollouts(trainer, rollouts, names)} if names else {}
     if not trainer.intervenes:
-        return Taught(rollouts, _teacher.Help(), own, learn(trainer, rows_N, own | signals))
-    help = _teacher.intervene(trainer, rows_N, rollouts)
-    mixed = _teacher.mixed_columns(trainer, rollouts, help)
+        return Taught(rollouts, _intervention.Help(), own, learn(trainer, rows_N, own | signals))
+    help = _intervention.intervene(trainer, rows_N, rollouts)
+    mixed = _intervention.mixed_columns(trainer, rollouts, help)
     return Taught(rollouts, help, mixed, learn(trainer, rows_N, own | signals, mixed | signals))
 
 

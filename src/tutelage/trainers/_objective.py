@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tutelage.errors import TutelageError
 from tutelage.objectives.compose import Sum
-from tutelage.trainers import _teaching
+from tutelage.trainers import _distillation
 from tutelage.trainers._batches import Batch, weighted_reward
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def check_columns(objective: Any, columns: frozenset[str], where: str, hint: str
     """Raise unless the engine can give every column that the objective reads."""
     missing = sorted(set(objective.requires) - columns)
     if missing:
-        hint = _teaching.HINT if any(name.startswith("teacher_") for name in missing) else hint
+        hint = _distillation.HINT if any(name.startswith("teacher_") for name in missing) else hint
         raise TutelageError(f"The objective reads {', '.join(missing)}, which {where} does not have. {hint}")
 
 
@@ -95,13 +95,13 @@ def with_advantages(objective: Any) -> Any:
 def _rollouts(trainer: GRPOLessons, model: Any, inputs: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The columns of a micro-batch of rollouts, and what its part of the objective divides by."""
     mask_BT = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
-    if _teaching.reads_logits(trainer):
-        batch = _teaching.grpo_columns(trainer, model, inputs, mask_BT)
+    if _distillation.reads_logits(trainer):
+        batch = _distillation.grpo_columns(trainer, model, inputs, mask_BT)
     else:
         batch = dict(zip(("logp_BT", "entropy_BT"), trainer.token_columns(model, inputs), strict=True))
     batch |= {"mask_BT": mask_BT, "group_B": inputs["group"]}
     batch["old_logp_BT"] = inputs.get("old_per_token_logps", batch["logp_BT"].detach())
-    if "no_ratio" in inputs:  # see `_teacher.py`: a ratio of 1 with the gradient of the log-likelihood
+    if "no_ratio" in inputs:  # see `_intervention.py`: a ratio of 1 with the gradient of the log-likelihood
         batch["old_logp_BT"] = torch.where(inputs["no_ratio"].unsqueeze(1), batch["logp_BT"].detach(), batch["old_logp_BT"])
     batch["advantage_B" if inputs["advantages"].ndim == 1 else "advantage_BT"] = inputs["advantages"]
     for ours, theirs in (("ref_logp_BT", "ref_per_token_logps"), ("group_tokens_B", "group_tokens")):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.errors import TutelageError
-from tutelage.trainers import _teacher
+from tutelage.trainers import _intervention
 from tutelage.trainers._batches import (
     Batch,
     Rollouts,
@@ -29,9 +29,9 @@ from tutelage.trainers._batches import (
     take_apart,
     token_columns,
 )
+from tutelage.trainers._grpo_private import PER_SAMPLE
 from tutelage.trainers._lesson import Taught, answer_wants, teach
 from tutelage.trainers._sync import gathered
-from tutelage.trainers._trl_private import PER_SAMPLE
 
 if TYPE_CHECKING:
     from tutelage.trainers.trl import GRPOLessons
@@ -64,7 +64,7 @@ def next_batch(trainer: GRPOLessons) -> Batch:
     _account(trainer, rounds, choice, admitted_M)
     if trainer.objective is not None:
         batch = trainer.prepared(batch, reward_BF, trainer.num_generations)
-        _teacher.cap_own_advantages(batch)
+        _intervention.cap_own_advantages(batch)
     return batch
 
 
@@ -77,7 +77,7 @@ def choose(admitted_M: NDArray[np.bool_], wanted: int, *, partial: bool) -> Choi
 
 
 def assemble(
-    trainer: GRPOLessons, rounds: Sequence[Rollouts], choice: Choice, mark: dict[str, int], helps: Sequence[_teacher.Help] = ()
+    trainer: GRPOLessons, rounds: Sequence[Rollouts], choice: Choice, mark: dict[str, int], helps: Sequence[_intervention.Help] = ()
 ) -> tuple[Batch, Tensor]:
     """This process's part of the training batch of the chosen groups, wherever their samples were generated, and all its raw rewards.
 
@@ -91,14 +91,14 @@ def assemble(
     sources = [*rounds, *(rollouts for help in helps for rollouts in help.rollouts)]
     stand_ins, number_B = _stand_ins(rounds, helps, own_B, live_B)
     samples, wide = _fetch(trainer, sources, own_B, number_B, local)
-    kept = {row: sample.pop(_teacher.GUIDED_LOGP) for row, sample in enumerate(samples) if _teacher.GUIDED_LOGP in sample}
+    kept = {row: sample.pop(_intervention.GUIDED_LOGP) for row, sample in enumerate(samples) if _intervention.GUIDED_LOGP in sample}
     batch = put_together(samples, wide, pad_id=trainer.pad_id, multiple_of=trainer.pad_to_multiple_of)
     reward_BF = torch.cat([r.reward_BF for r in sources])[torch.from_numpy(number_B).to(rounds[0].reward_BF.device)]
     alive_B = torch.from_numpy(live_B).to(reward_BF.device)
     rule = {"scale": trainer.scale_rewards, "aggregation": trainer.multi_objective_aggregation}
     advantage_L, std_L = advantages(reward_BF[alive_B], trainer.reward_weights, attempts, **rule)
     advantage_B = torch.zeros_like(alive_B, dtype=advantage_L.dtype).masked_scatter(alive_B, advantage_L)
-    advantage_B = _teacher.capped(advantage_B, stand_ins)
+    advantage_B = _intervention.capped(advantage_B, stand_ins)
     if batch["advantages"].ndim == 1:  # a subclass's advantages per token stay as they are
         batch["advantages"] = advantage_B[local].to(batch["advantages"])
     batch["completion_mask"] = batch["completion_mask"] * alive_B[local].to(batch["completion_mask"]).unsqueeze(1)
@@ -111,13 +111,13 @@ def assemble(
             batch["loss_scale"] = torch.tensor(float(len(live_B) / live_B.sum()), device=mask.device)
     told = reward_metrics(reward_BF[alive_B], trainer.reward_weights, trainer.reward_func_names, std_L)
     _rewrite_metrics(trainer, sources, own_B[live_B], number_B[live_B], mark, told, advantage_B[alive_B].tolist())
-    _teacher.settle(trainer, batch, stand_ins, kept, len(own_B))
+    _intervention.settle(trainer, batch, stand_ins, kept, len(own_B))
     return batch, reward_BF
 
 
 def _stand_ins(
-    rounds: Sequence[Rollouts], helps: Sequence[_teacher.Help], own_B: NDArray[np.int64], live_B: NDArray[np.bool_]
-) -> tuple[dict[int, _teacher.StandIn], NDArray[np.int64]]:
+    rounds: Sequence[Rollouts], helps: Sequence[_intervention.Help], own_B: NDArray[np.int64], live_B: NDArray[np.bool_]
+) -> tuple[dict[int, _intervention.StandIn], NDArray[np.int64]]:
     """The stand-ins by their place in the training batch, and the number of the sample in each place, over rounds and then helps."""
     size = len(rounds[0].reward_BF)
     guided = [sum(len(rollouts.reward_BF) for rollouts in help.rollouts) for help in helps]

@@ -21,8 +21,7 @@ from tutelage.students import angles
 from tutelage.students.angles import QUESTION, find_site
 from tutelage.students.prompts import PromptTokens
 from tutelage.students.reading import bar, evaluating, read_states
-from tutelage.trainers._batches import PICTURES
-from tutelage.trainers._trl_private import Rollouts
+from tutelage.trainers._batches import PICTURES, Rollouts
 
 if TYPE_CHECKING:
     from tutelage.trainers.trl import GRPOLessons

@@ -36,12 +36,13 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "trl", "lm") from error
 
-from tutelage.trainers import _gkd, _mix, _objective, _refill, _resume, _rng, _signals, _supervised, _teacher, _teaching
+from tutelage.trainers import _distillation, _gkd, _intervention, _mix, _objective, _refill, _resume, _rng, _signals, _supervised
 from tutelage.trainers._batches import Batch
 from tutelage.trainers._checkpoint import complete_checkpoints
 from tutelage.trainers._gkd import GKDRule
+from tutelage.trainers._grpo_private import GRPOEngine
 from tutelage.trainers._judgement import Judge
-from tutelage.trainers._trl_private import Engine, GRPOEngine, SFTEngine, check_versions
+from tutelage.trainers._trl_private import Engine, SFTEngine, check_versions
 
 __all__ = ["GKDRule", "Ledger", "Lesson", "complete_checkpoints", "with_curriculum"]
 OnShort = Literal["pad", "partial", "raise"]
@@ -232,7 +233,7 @@ class GRPOLessons(Lessons, GRPOEngine):
         super().__init__(*args, **kwargs)
         if self.curriculum is not None:
             self.judge = Judge(solved, self.reward_funcs, self.reward_func_names)
-        taught = _teaching.offered(self)
+        taught = _distillation.offered(self)
         if self.objective is not None:
             columns = _objective.GRPO_COLUMNS | taught | ({"ref_logp_BT"} if self.beta else frozenset())
             columns |= {f"{_mix.SOURCE}/{name}" for name in _objective.SFT_COLUMNS}
@@ -246,7 +247,7 @@ class GRPOLessons(Lessons, GRPOEngine):
         return None if self.objective is None else _mix.rollout_part(self.objective)
 
     def check_intervention(self) -> None:
-        _teacher.check_teacher(self)
+        _intervention.check_teacher(self)
 
     def check_settings(self) -> None:
         if self.num_generations < 2:
@@ -287,7 +288,7 @@ class SFTLessons(Lessons, SFTEngine):
         self.data_rule = data_rule
         super().__init__(*args, **kwargs)
         _gkd.check(self)
-        taught = _teaching.offered(self)
+        taught = _distillation.offered(self)
         if self.objective is not None:
             self.loss_is_scaled_for_ga = True  # the objective divides by the whole step's counts itself
             if getattr(self.objective, "controller", None) is not None:
@@ -336,7 +337,7 @@ class SFTLessons(Lessons, SFTEngine):
         self.window_counts = _objective.counted(self, [{"mask_BT": mask} for mask in masks])
 
     def trained_outputs(self, model: Any, inputs: Batch) -> Any:
-        return _teaching.sft_outputs(self, model, inputs) if _teaching.reads_logits(self) else self.scored(model, inputs)
+        return _distillation.sft_outputs(self, model, inputs) if _distillation.reads_logits(self) else self.scored(model, inputs)
 
     def objective_loss(self, outputs: Any) -> torch.Tensor:
         return _objective.sft_loss(self, outputs)
