@@ -1,10 +1,18 @@
 """128 worked examples are few: a small model learns more from what a teacher thinks of every token than from the answers alone.
 
-    python examples/distill.py
+    python examples/distill.py [SEED]
 
 The teacher is the built-in student (1.8 million parameters), the student a fresh Llama of 0.1 million with its tokenizer, the tasks are
-greatest common divisors. Both ways take the same 120 steps on the same rows. It needs a few seconds on a laptop, and prints the share of
-held-out tasks answered right (greedily) and the sequence KL from the teacher, in nats, with its standard error.
+greatest common divisors. Both ways take the same 120 steps on the same rows. It takes about twenty seconds of one core, and prints the
+share of held-out tasks answered right (greedily) and the sequence KL from the teacher, in nats, with its standard error. Seed 100 gave
+
+    nll      0.328 right, KL 1.85 ± 0.08
+    distill  0.445 right, KL 0.75 ± 0.04
+
+Measured every 40 steps up to 200, on 512 held-out tasks and the seeds 0 to 4 (too few for a verdict): right at 120 steps 0.384 (nll) and
+0.420 (distill), at 200 steps 0.343 and 0.430, at each run's best measurement 0.403 and 0.461, where distillation was ahead on every
+seed (at 120 steps on three of five). The answers alone are learned by heart from about 80 steps on. With 512 rows and a learning rate of
+5e-3 the order turned in a pilot of two seeds (0.47 and 0.29): this teacher was made to guess, which is then worth less than the truth.
 """
 
 from __future__ import annotations
