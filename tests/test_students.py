@@ -51,7 +51,7 @@ def test_it_does_what_its_card_says_on_tasks_it_never_saw(bench):
     tasks = bench.held_out(tokenizer, config)
     assert all(is_heldout(p) for p in bench.tasks.heldout.columns["prompt"])
     assert not any(is_heldout(p) for p in bench.tasks.train.columns["prompt"][:500])
-    found = dict(zip(bench.arm_names, evaluate(model, tokenizer, tasks), strict=True))
+    found = dict(zip(bench.arm_names, evaluate(model, tokenizer, tasks).by_arm, strict=True))
     told = {f"{family}/{i}": rate for family, rates in record["sampled"].items() for i, rate in enumerate(rates, 1)}
     difference = np.array([found[name] - told[name] for name in found])
     assert abs(difference.mean()) < 0.04  # 28 arms of 16 tasks: a standard error of 0.02
