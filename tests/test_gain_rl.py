@@ -317,8 +317,8 @@ def test_mistakes_are_named() -> None:
     cases: list[tuple[str, dict[str, Any]]] = [
         (r"Unknown rank_by of gain-rl 'lenght'. Did you mean 'length'", {"rank_by": "lenght"}),
         (r"Unknown shift_by of gain-rl 'conc'", {"shift_by": "conc"}),
-        (r"n, sigma and step must be above 0.*got n=0", {"n": 0}),
-        (r"got n=None, sigma=-1", {"sigma": -1.0}),
+        (r"n, draws, sigma and step must be above 0.*got n=0", {"n": 0}),
+        (r"got n=None, draws=None, sigma=-1", {"sigma": -1.0}),
         (r"clamp=\(5.*", {"clamp": (5.0, 1.0)}),
         (r"Unknown column of the pool for scores of gain-rl: 'angles'. Known: angle_concentration", {"scores": "angles"}),
         (r"rank_by='difficulty', and this pool has none", {"rank_by": "difficulty"}),
@@ -417,3 +417,16 @@ def test_partial_correlation_is_that_of_residuals() -> None:
     r = np.corrcoef([a, b, c])
     left = [x - np.polyval(np.polyfit(c, x, 1), c) for x in (a, b)]
     assert partial(r[0, 1], r[0, 2], r[1, 2]) == pytest.approx(np.corrcoef(left)[0, 1])
+
+
+def test_a_short_run_still_has_epochs_and_crosses_the_pool() -> None:
+    pool = TaskPool(arm=np.zeros(7000, dtype=int), columns={"c": np.linspace(1, 0, 7000)})
+    cur = GainRL(pool, scores="c", draws=400, shift_by="accuracy", seed=0)
+    assert (cur.n, cur.step) == (20, 1000)
+    assert GainRL(pool, scores="c", shift_by="accuracy").step == 1000
+    for step in range(20):
+        rows_N = cur.propose(20)
+        cur.observe(Outcomes.of(pool, rows_N, solved=np.ones((20, 4)), step=step))
+    assert cur.mu > 6000
+    with pytest.raises(TutelageError, match="draws=0"):
+        GainRL(pool, scores="c", draws=0)

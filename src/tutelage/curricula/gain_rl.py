@@ -39,6 +39,8 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 RankBy = Literal["angle_concentration", "off_diagonal_concentration", "length", "pass_rate", "loss", "difficulty", "random"]
 
+EPOCHS = 20
+"""At least so many in a run whose length is known."""
 ATTEMPTS = 8
 """At each task, where they are ranked by pass rate."""
 ANGLES = ("angle_concentration", "off_diagonal_concentration")
@@ -123,9 +125,11 @@ class GainRL(Curriculum):
     scores: a pool column that holds what `rank_by` names. None: it is measured before the first lesson, by one forward pass over all
     prompts, or for "pass_rate" by 8 attempts each; until a trainer has answered, tasks are drawn uniformly. A score that is not finite
     ranks last.
-    n: tasks of an epoch, all distinct, after which the window moves; None: min(1024, D / 7). Well below the run's draws, or it never moves.
+    n: tasks of an epoch, all distinct, after which the window moves; None: min(1024, D / 7), and at most a twentieth of `draws`.
+    draws: how many tasks the whole run will show, where that is known (comparisons fill it in): a run of few tasks still has epochs.
     sigma: width of the window; None: min(1000, D / 7). alpha, beta: of the shift.
-    step: the n of the shift, if it is to differ from the tasks of an epoch (the release: 1000 for 256).
+    step: the n of the shift, if it is to differ from the tasks of an epoch (the release: 1000 for 256); None: the n that the pool's size
+    gives, so that the window crosses the pool in as many epochs however short they are.
     clamp: least and greatest shift of an epoch (the release: (0, 1000), after which the window never moves back).
     shift_by: "both" terms as in the paper, or "accuracy" alone, which needs no hidden states of what was trained on.
     """
@@ -141,6 +145,7 @@ class GainRL(Curriculum):
         rank_by: RankBy = "angle_concentration",
         scores: str | None = None,
         n: int | None = None,
+        draws: int | None = None,
         sigma: float | None = None,
         alpha: float = 2.0,
         beta: float = 0.5,
@@ -152,15 +157,24 @@ class GainRL(Curriculum):
             raise unknown("rank_by of gain-rl", rank_by, get_args(RankBy))
         if shift_by not in ("both", "accuracy"):
             raise unknown("shift_by of gain-rl", shift_by, ("both", "accuracy"))
-        wrong = {"n": n is not None and n < 1, "sigma": sigma is not None and not sigma > 0, "step": step is not None and not step > 0}
+        wrong = {
+            "n": n is not None and n < 1,
+            "draws": draws is not None and draws < 1,
+            "sigma": sigma is not None and not sigma > 0,
+            "step": step is not None and not step > 0,
+        }
         wrong["clamp"] = clamp is not None and not clamp[0] <= clamp[1]
         if any(wrong.values()):
-            which = ", ".join(f"{name}={value}" for name, value in (("n", n), ("sigma", sigma), ("step", step), ("clamp", clamp)))
-            raise TutelageError(f"gain-rl: n, sigma and step must be above 0, and clamp (least, greatest); got {which}.")
-        config = {"rank_by": rank_by, "scores": scores, "n": n, "sigma": sigma, "alpha": alpha, "beta": beta, "step": step}
+            which = ", ".join(
+                f"{name}={value}" for name, value in (("n", n), ("draws", draws), ("sigma", sigma), ("step", step), ("clamp", clamp))
+            )
+            raise TutelageError(f"gain-rl: n, draws, sigma and step must be above 0, and clamp (least, greatest); got {which}.")
+        config = {"rank_by": rank_by, "scores": scores, "n": n, "draws": draws, "sigma": sigma, "alpha": alpha, "beta": beta, "step": step}
         super().__init__(pool, seed=seed, config={**config, "clamp": clamp, "shift_by": shift_by})
         size = len(pool)
-        self.n = n or min(1024, max(round(size / 7), 1))
+        usual = min(1024, max(round(size / 7), 1))
+        self.n = n or (min(usual, max(draws // EPOCHS, 1)) if draws else usual)
+        self.step = step or (n or usual)
         self.sigma = sigma or min(1000.0, max(size / 7, 1.0))
         self.signal = rank_by if rank_by in ANGLES else ANGLES[0]  # what the shift's second term averages
         self.needs = frozenset({"solved_NG"} | ({f"signals/{self.signal}"} if shift_by == "both" else set()))
@@ -265,7 +279,7 @@ class GainRL(Curriculum):
         if self._order_N is not None and self.accuracy[1] + self.concentration[1] > 0:
             mean = [total / count if count else math.nan for total, count in (self.accuracy, self.concentration)]
             terms = {"accuracy": mean[0], "concentration": mean[1]}
-            self.mu += window_shift(c["step"] or self.n, alpha=c["alpha"], beta=c["beta"], clamp=c["clamp"], **terms)
+            self.mu += window_shift(self.step, alpha=c["alpha"], beta=c["beta"], clamp=c["clamp"], **terms)
         self.accuracy, self.concentration = np.zeros(2), np.zeros(2)
 
     def _observe(self, outcomes: Outcomes, *, probe: bool) -> None:
