@@ -282,16 +282,17 @@ def _curve(cell: Cell, axis: str, metric: str) -> tuple[NDArray[np.float64], NDA
 
 
 def _common_end(cells: Any, axis: str, metric: str) -> float | None:
-    """How far along an axis every curve reaches."""
-    ends = [_curve(cell, axis, metric)[0][-1] for cell in cells if "curve" in cell]
-    return float(min(ends)) if ends else None
+    """How far along an axis every curve reaches; None where one ends before another begins (a dearer start)."""
+    curves = [_curve(cell, axis, metric)[0] for cell in cells if "curve" in cell]
+    end = min((x_X[-1] for x_X in curves), default=None)
+    return None if end is None or any(x_X[0] > end for x_X in curves) else float(end)
 
 
 def _means(cells: list[Cell], metric: str, ends: Mapping[str, float | None]) -> dict[str, float]:
     """Means over seeds of an arm's scores, costs, and areas under the primary metric's curve up to where all arms reach."""
     mean = {key: float(np.mean([cell["score"][key] for cell in cells])) for key in cells[0]["score"]}
     if "curve" in cells[0]:
-        for axis, end in ends.items():
+        for axis, end in ((axis, end) for axis, end in ends.items() if end is not None):
             mean[f"area_by_{axis}"] = float(np.mean([stats.area_under_curve(*_curve(cell, axis, metric), until=end) for cell in cells]))
     for key in cells[0].get("cost", {}):
         mean[key] = float(np.mean([cell["cost"][key] for cell in cells]))
