@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +53,14 @@ def check_model_directory(path: Path) -> None:
             f"The model directory {path} has no tokenizer (it holds {present}). Save the tokenizer beside the model: "
             f"tokenizer.save_pretrained({str(path)!r})."
         )
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model without dropout, and as it was afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,6 +73,15 @@ def prompt_text(tokenizer: Any, prompt: Any) -> str:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     return str(prompt) if str(prompt).endswith("\n") else f"{prompt}\n"
+
+
+def split(examples: Sequence[Example], share: float, seed: int, *, what: str) -> tuple[list[Example], list[Example]]:
+    """Most to read or train on, a share (at least one) to measure on; the same for the same seed. what: their name, for the error."""
+    if len(examples) < 2:
+        raise TutelageError(f"There are {len(examples)} {what} examples; at least two are needed, one to read and one to measure on.")
+    order = np.random.default_rng(seed).permutation(len(examples))
+    aside = max(1, round(share * len(examples)))
+    return [examples[i] for i in sorted(order[aside:])], [examples[i] for i in sorted(order[:aside])]
 
 
 def batches(examples: Sequence[Example], *, size: int = 8, pad_id: int = 0, device: Any = None) -> Iterator[dict[str, Tensor]]:

@@ -15,14 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tutelage.edits.rewrite import rewrite
 from tutelage.edits.store import WeightStore
 from tutelage.errors import TutelageError, unknown
 from tutelage.files import atomic_write
-from tutelage.model_edits.calibration import Example, batches, read_examples
+from tutelage.model_edits.calibration import batches, read_examples, split
 from tutelage.model_edits.card import write_card
 from tutelage.model_edits.cku import Cku
 from tutelage.model_edits.metrics import memorisation, summary
@@ -71,7 +70,7 @@ class Job:
         self.model, self.tokenizer = load_model(str(model_dir), dtype=torch.float32)
         read = lambda path: read_examples(path, self.tokenizer, max_length=settings.max_length)  # noqa: E731
         self.forget, kept = read(forget), read(retain)
-        self.retain, self.aside = self._split(kept)
+        self.retain, self.aside = split(kept, settings.share_aside, settings.seed, what="retain")
         loop: dict[str, Any] = {"retain_loss": settings.retain_loss, "gamma": settings.gamma, "alpha": settings.alpha, "lr": settings.lr}
         loop |= {"batch_size": settings.batch_size, "seed": settings.seed, "pad_id": self.tokenizer.pad_token_id}
         if settings.method == "cku":
@@ -86,13 +85,6 @@ class Job:
                 f"The parameter {missing[0]} has no tensor of its name in {model_dir}: the checkpoint stores it in another form. Save the "
                 "model once with transformers and edit that."
             )
-
-    def _split(self, kept: list[Example]) -> tuple[list[Example], list[Example]]:
-        if len(kept) < 2:
-            raise TutelageError(f"There are {len(kept)} retain examples; at least two are needed, one to train on and one to measure on.")
-        order = np.random.default_rng(self.settings.seed).permutation(len(kept))
-        aside = max(1, round(self.settings.share_aside * len(kept)))
-        return [kept[i] for i in sorted(order[aside:])], [kept[i] for i in sorted(order[:aside])]
 
     def measure(self) -> dict[str, Any]:
         """Metrics of the forget set and of the retain examples kept aside, in open-unlearning's shape."""

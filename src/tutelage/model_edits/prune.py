@@ -25,7 +25,7 @@ from tutelage.edits.rewrite import rewrite
 from tutelage.edits.store import WeightStore
 from tutelage.errors import TutelageError
 from tutelage.model_edits.antidote import Antidote, prune_
-from tutelage.model_edits.calibration import Example, batches, prompt_text, read_examples
+from tutelage.model_edits.calibration import Example, batches, prompt_text, read_examples, split
 from tutelage.model_edits.card import write_card
 from tutelage.model_edits.statistics import linear_layers, transposed
 from tutelage.models import load_model
@@ -47,15 +47,6 @@ class Texts:
     probes: list[Example]
     benign: list[Example] = dataclasses.field(default_factory=list)
     task: list[Example] = dataclasses.field(default_factory=list)
-
-
-def split(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Most for calibration, a share (at least one) to measure on; the same for the same seed."""
-    if len(examples) < 2:
-        raise TutelageError(f"There are {len(examples)} harmful examples; at least two are needed, one to read and one to measure on.")
-    order = np.random.default_rng(seed).permutation(len(examples))
-    aside = max(1, round(share * len(examples)))
-    return [examples[i] for i in sorted(order[aside:])], [examples[i] for i in sorted(order[:aside])]
 
 
 class Pruning:
@@ -236,7 +227,7 @@ def read_texts(
     tokenizer: Any, harmful: Path, *, benign: Path | None = None, task: Path | None = None, share: float = 0.2, seed: int = 0
 ) -> Texts:
     """The texts of an edit from files; `share` of the harmful ones is kept aside to measure on."""
-    kept, probes = split(read_examples(harmful, tokenizer), share, seed)
+    kept, probes = split(read_examples(harmful, tokenizer), share, seed, what="harmful")
     if not all(example.prompt for example in probes):
         raise TutelageError(f"{harmful} holds texts without prompts; the edit is measured by answers, so give prompt and answer columns.")
     return Texts(kept, probes, read_examples(benign, tokenizer) if benign else [], read_examples(task, tokenizer) if task else [])

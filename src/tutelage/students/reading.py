@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from tutelage.errors import TutelageError, missing_extra
 from tutelage.files import atomic_write
+from tutelage.models import evaluating
 from tutelage.pools import TaskPool
 from tutelage.state import load_state, save_state
 
@@ -153,17 +154,6 @@ def _no_head(model: Any) -> dict[str, int]:
     """The argument by which a model computes the logits of one position only, where it has it."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """The model without dropout, and as it was afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def model_fingerprint(model: Any) -> str:

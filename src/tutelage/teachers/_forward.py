@@ -146,17 +146,6 @@ def next_token_logp(
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode; then as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
 def seeded(model: Any, seed: int) -> Iterator[None]:
     """Torch's generators from `seed`, and afterwards as they were; `generate` draws from no other."""
     with torch.random.fork_rng(devices=[model.device.index or 0] if model.device.type == "cuda" else []):

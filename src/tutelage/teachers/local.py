@@ -115,7 +115,8 @@ class LocalTeacher:
         """
         import torch
 
-        from tutelage.teachers._forward import evaluating, next_token_logp
+        from tutelage.models import evaluating
+        from tutelage.teachers._forward import next_token_logp
 
         here = self._at(ids_BL)
         attention_BL = torch.ones_like(ids_BL) if attention_BL is None else attention_BL
@@ -159,7 +160,8 @@ class LocalTeacher:
         """
         import torch
 
-        from tutelage.teachers._forward import evaluating, seeded
+        from tutelage.models import evaluating
+        from tutelage.teachers._forward import seeded
 
         rows = _rows(tasks)
         chat = not isinstance(rows[0]["prompt"], str)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.errors import TutelageError
+from tutelage.models import evaluating
 from tutelage.teachers.signal import tokenizer_hash
 
 Ids = list[int]
@@ -135,7 +136,7 @@ def sample_replies(
         no_repeat_ngram_size=0, max_new_tokens=max_new_tokens, min_length=0, eos_token_id=list(ends), pad_token_id=pad, use_cache=True,
     )  # fmt: skip
     device, replies = model.device, []
-    with _evaluating(model), _own_generation_config(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with evaluating(model), _own_generation_config(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(prompt_N), batch_size):
             part = prompt_N[start : start + batch_size]
@@ -157,7 +158,7 @@ def score_replies(model: Any, replies: Replies, *, pad: int, batch_size: int = 1
     length_N = np.array([len(p) + len(r) for p, r in zip(replies.prompt_N, replies.reply_N, strict=True)], dtype=np.int64)
     order_N = np.argsort(-length_N, kind="stable")
     device = model.device
-    with _evaluating(model), torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+    with evaluating(model), torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         for start in range(0, len(order_N), batch_size):
             rows_B = order_N[start : start + batch_size]
             ids, mask = _padded([[*replies.prompt_N[n], *replies.reply_N[n]] for n in rows_B], pad, left=False)
@@ -186,17 +187,6 @@ def _padded(rows: Sequence[Ids], pad: int, *, left: bool) -> tuple[Any, Any]:
         place = slice(width - len(row), width) if left else slice(len(row))
         ids[b, place], mask[b, place] = torch.tensor(row), 1
     return ids, mask
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """No dropout while the block runs."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

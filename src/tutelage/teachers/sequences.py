@@ -54,8 +54,9 @@ def sequence_kl(
     """
     import torch
 
+    from tutelage.models import evaluating
     from tutelage.objectives.divergence import kl, tempered
-    from tutelage.teachers._forward import evaluating, logits_at, seeded
+    from tutelage.teachers._forward import logits_at, seeded
 
     if not prompts or samples < 1 or samples * len(prompts) < 2 or horizon < 1:
         raise TutelageError(

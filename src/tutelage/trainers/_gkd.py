@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import TutelageError
-from tutelage.teachers._forward import evaluating, seeded
+from tutelage.models import evaluating
+from tutelage.teachers._forward import seeded
 from tutelage.teachers.sequences import completion_mask
 from tutelage.trainers._batches import Batch, padded
 

@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from tutelage.errors import TutelageError
+from tutelage.models import evaluating
 from tutelage.students import angles
 from tutelage.students.angles import QUESTION, find_site
 from tutelage.students.prompts import PromptTokens
-from tutelage.students.reading import bar, evaluating, read_states
+from tutelage.students.reading import bar, read_states
 from tutelage.trainers._batches import PICTURES, Rollouts
 
 if TYPE_CHECKING:
