@@ -107,6 +107,7 @@ def test_every_kind_of_teaching_is_an_arm(every_kind: dict):
     assert rows["sft@tpaw"]["note"] == "supervised, as long as tpaw"
     assert cells["sft@tpaw"]["totals"]["rollouts"] == 0 < cells["tpaw"]["totals"]["rollouts"]
     assert len(cells["tpaw"]["curve"]["accuracy"]) == 4  # before, and after each of three rounds
+    assert sum("log-probability moved by" in note for note in every_kind["notes"]) == 2  # of self-play and of its control
 
 
 def test_self_play_wants_a_budget_that_its_rounds_divide(place: Path):

@@ -293,9 +293,20 @@ def make_league(comparison: Comparison, command: str) -> League:
         "metric": "held-out accuracy", "target": target,
         "rows": rows, "cells": [{k: v for k, v in c.items() if k not in drop} for cells in records.values() for c in cells],
         "config": resolved(comparison), "versions": versions(), "machine": machine(),
-        "notes": [judged[f"{row} : {other}"].sentence for row, other in pairs.items()],
+        "notes": [judged[f"{row} : {other}"].sentence for row, other in pairs.items()] + _drifts(records, names),
     }  # fmt: skip
     return cast(League, result)
+
+
+def _drifts(records: dict[str, list[dict[str, Any]]], names: dict[str, str]) -> list[str]:
+    """Of self-play, which its loss does not show: how far the log-probability of what it imitates has moved."""
+    notes = []
+    for row, cells in records.items():
+        if cells and "drift" in cells[0]:
+            drift = float(np.mean([cell["drift"][-1] for cell in cells]))
+            worry = ", that is, away from what it should imitate" if drift < 0 else ""
+            notes.append(f"{names[row]}: the demonstrations' log-probability moved by {drift:+.3g} nats a reply{worry}")
+    return notes
 
 
 def _title(run: Run) -> str:
