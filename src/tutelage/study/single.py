@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tutelage.files import atomic_write
 from tutelage.study import answers, engines, series
 from tutelage.study.cell import Bench, Job, record_of, train_cell
 from tutelage.study.compare import default_out, digest, shared
-from tutelage.study.config import Run, parse_arm
+from tutelage.study.config import PARTS, Arm, Run, parse_arm
 from tutelage.study.provenance import versions
 from tutelage.study.rounds import train_rounds
 from tutelage.study.words import duration
@@ -19,12 +20,12 @@ from tutelage.tasks.diagnostics import rambling
 
 CARD = """---
 library_name: transformers
-tags: [tutelage, {engine}, {curriculum}]
+tags: [tutelage, {engine}, "{title_arm}"]
 ---
 
 # {title}
 
-Trained from `{model}` on {tasks} with the curriculum **{curriculum}** ({parameters}).
+Trained from `{model}` on {tasks} with {taught}.
 
 | | before | after |
 |---|---|---|
@@ -116,7 +117,8 @@ def _bar(console: Any) -> Any:
             said = [0.0]
 
             def tell(info: dict[str, Any]) -> None:
-                words = f"step {info['step']} · reward {info['reward']:.3f} · held-out {info['accuracy']:.3f}"
+                reward = "" if math.isnan(info["reward"]) else f" · reward {info['reward']:.3f}"
+                words = f"step {info['step']}{reward} · held-out {info['accuracy']:.3f}"
                 progress.update(task, completed=info["share"], words=words)
                 if not console.is_terminal and info["share"] - said[0] >= 0.1:
                     said[0] = info["share"]
@@ -132,14 +134,21 @@ def _card(run: Run, job: Job, record: dict[str, Any], bench: Bench, command: str
     rows = "\n".join(f"| {name} | {b:.3f} | {a:.3f} |" for name, b, a in zip(bench.arm_names[:40], before, after, strict=False))
     totals = record["totals"]
     return CARD.format(
-        engine=engines.engine_of(run, job.arm), curriculum=job.arm.curriculum, title=f"{Path(run.model).name} after {job.arm.name}",
-        model=run.model, tasks=", ".join(run.tasks),
-        parameters=", ".join(f"{k}={v}" for k, v in job.arm.parameters.items()) or "its defaults",
+        engine=engines.engine_of(run, job.arm), title_arm=job.arm.name, title=f"{Path(run.model).name} after {job.arm.name}",
+        model=run.model, tasks=", ".join(run.tasks), taught=_taught(job.arm),
         answers=_answers(*(record["curve"]["diagnostics"][i] for i in (0, -1))), before=record["curve"]["accuracy"][0],
         after=record["curve"]["accuracy"][-1], arms=rows, updates=totals["updates"],
         rollouts=totals["rollouts"], tokens=totals["tokens"], seconds=duration(totals["seconds"]), verifier=bench.tasks.verifier_spec,
         command=command, versions=", ".join(f"{k} {v}" for k, v in versions().items()),
     )  # fmt: skip
+
+
+def _taught(arm: Arm) -> str:
+    """What teaches, in words: each part with its hyperparameters."""
+    named = [(noun, getattr(arm, noun), getattr(arm, holder)) for noun, _, holder in PARTS if getattr(arm, noun) is not None]
+    return ", ".join(
+        f"the {noun} **{name}** ({', '.join(f'{k}={v}' for k, v in given.items()) or 'its defaults'})" for noun, name, given in named
+    )
 
 
 def _answers(before: dict[str, Any], after: dict[str, Any]) -> str:
