@@ -66,6 +66,9 @@ class SpaceCurriculum(Curriculum):
 
     def observe(self, outcomes: Outcomes, *, probe: bool = False) -> None:
         """Learn from a lesson. A point that was not proposed, or a return that is not finite, raises and changes nothing."""
+        if probe:
+            self._answer(outcomes)
+            return
         self._check_columns(outcomes)
         if not len(outcomes):
             return
@@ -112,6 +115,10 @@ class SpaceCurriculum(Curriculum):
 
     def _learn(self, points_ND: Float, reward_N: Float) -> None:
         """Nothing to learn, by default."""
+
+    def _answer(self, outcomes: Outcomes) -> None:
+        """Learn from the answer to `wants`; its points stand in no ledger. By default nothing was asked."""
+        raise TutelageError(f"The curriculum {self.name!r} has asked nothing: `wants()` is None, so leave observe(..., probe=True) out.")
 
     def _deck_state(self) -> dict[str, Any]:
         return {"open_PD": self.open_PD.copy()}
