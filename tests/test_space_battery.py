@@ -38,12 +38,13 @@ VARIANTS = {
     "oracle-small": OverSpaces(downhill),
     "self-paced-small": named("self-paced", update_every=7, update_offset=7, max_kl=0.3, zeta=0.5, reward_range=(0.0, 1.1)),
     "self-paced-asks": named("self-paced", update_every=9, update_offset=9, values="query", performance="return", std_floor=0.02),
+    "again-alone": named("again", **SMALL, test_every=25, tests=5, reward_range=(0.0, 1.1)),
     "adr-relative": named("adr", low=0.3, high=0.6, queue=3, relative_step=True, reward_range=(0.0, 1.0)),
 }
 
 
 def test_what_is_registered() -> None:
-    assert NAMES == ["adr", "alp-gmm", "covar-gmm", "oracle", "random", "riac", "self-paced"]
+    assert NAMES == ["adr", "again", "alp-gmm", "covar-gmm", "oracle", "random", "riac", "self-paced"]
 
 
 BY_DESIGN = {"adr": {"check_seed_matters": "it starts as one point, and the battery's returns never reach its default of 180"}}

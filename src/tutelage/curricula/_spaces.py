@@ -78,6 +78,7 @@ class SpaceCurriculum(Curriculum):
         place_N = self._find(points_ND, reward_N)
         order_N = np.argsort(place_N)
         self.open_PD = np.delete(self.open_PD, place_N, axis=0)
+        self._settle(place_N[order_N])
         self._learn(points_ND[order_N], reward_N[order_N])
 
     def _returns(self, outcomes: Outcomes) -> Float:
@@ -112,6 +113,9 @@ class SpaceCurriculum(Curriculum):
                 )
             place_N[row] = waiting.popleft()
         return place_N
+
+    def _settle(self, place_N: NDArray[np.int64]) -> None:
+        """Called before `_learn` with the places that its rows had in the ledger, for what a subclass keeps beside it."""
 
     def _learn(self, points_ND: Float, reward_N: Float) -> None:
         """Nothing to learn, by default."""
