@@ -2,8 +2,9 @@
 
     python benchmarks/space_teachers.py [--episodes 20000] [--batch 8] [--seeds 1] [--json]
 
-Each teacher has its defaults (ADR and Oracle what an expert of the toy would tell them) on the 10 x 10 grid of
-`tutelage.students.gridded`. The cost is that of `propose` and `observe` alone, fits included, divided by the episodes; the target is 2 ms.
+Each teacher has its defaults (ADR, Oracle and Self-Paced what an expert of the toy would tell them, AGAIN no tests) on the 10 x 10 grid of
+`tutelage.students.gridded`. The cost is that of `propose` and `observe` alone, fits included, divided by the episodes; the target is 2 ms
+(10 ms for GoalGAN, which trains networks).
 The state's size is that at the end. For orientation, 20,000 episodes of the published toy master about 4 % of the cells with Random, 33 %
 with ALP-GMM and 47 % with RIAC.
 """
@@ -23,12 +24,16 @@ from tutelage.students.gridded import GriddedStudent
 from tutelage.testing._lessons import state_bytes
 
 TARGET_MS = 2.0
+NEURAL_MS = 10.0
 TEACHERS: dict[str, dict[str, Any]] = {
     "random": {},
     "riac": {},
     "alp-gmm": {},
     "covar-gmm": {},
+    "again": {"test_every": 10**9},
     "oracle": {"threshold": 0.6, "step": (0.1, 0.1)},
+    "self-paced": {"initial_mean": (0.05, 0.05)},
+    "goal-gan": {"success": 0.5},
     "adr": {"low": 0.1, "high": 0.5, "initial": (0.0, 0.0)},
 }
 
@@ -65,7 +70,8 @@ def main() -> None:
         runs = [measure(name, args.episodes, args.batch, seed) for seed in range(args.seeds)]
         rows[name] = {key: sum(run[key] for run in runs) / len(runs) for key in runs[0]}
         if not args.json:
-            row, verdict = rows[name], "ok" if rows[name]["ms_per_episode"] <= TARGET_MS else f"ABOVE {TARGET_MS} ms"
+            target = NEURAL_MS if name == "goal-gan" else TARGET_MS
+            row, verdict = rows[name], "ok" if rows[name]["ms_per_episode"] <= target else f"ABOVE {target} ms"
             print(
                 f"{name:10} {row['ms_per_episode']:7.3f} ms/episode  {row['mastered']:6.1%} mastered  {row['state_kb']:8.0f} kB  {verdict}",
                 flush=True,

@@ -163,7 +163,7 @@ class Registry:
         return part.target(*args, **checked)
 
 
-curricula = Registry("curriculum", "curricula", "tutelage.curricula")
+curricula = Registry("curriculum", "curricula", "tutelage.curricula", "tutelage.curricula.neural")
 teachers = Registry("teacher", "teachers", "tutelage.teachers")
 objectives = Registry("objective", "objectives", "tutelage.objectives")
 verifiers = Registry("verifier", "verifiers", "tutelage.tasks.verifiers")

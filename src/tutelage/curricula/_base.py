@@ -27,9 +27,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Wants:
-    """A request to measure rows now, before the next proposal: which rows, how many attempts each (0: signals only), and which signals."""
+    """A request to measure rows now, before the next proposal: which rows, how many attempts each (0: signals only), and which signals.
 
-    rows_N: NDArray[np.int64]
+    rows_N: rows of the pool, int64 (N,); of a curriculum over a `TaskSpace`, points, float64 (N, D).
+    """
+
+    rows_N: NDArray[Any]
     attempts: int = 1
     signals: tuple[str, ...] = ()
 

@@ -66,6 +66,9 @@ class SpaceCurriculum(Curriculum):
 
     def observe(self, outcomes: Outcomes, *, probe: bool = False) -> None:
         """Learn from a lesson. A point that was not proposed, or a return that is not finite, raises and changes nothing."""
+        if probe:
+            self._answer(outcomes)
+            return
         self._check_columns(outcomes)
         if not len(outcomes):
             return
@@ -75,6 +78,7 @@ class SpaceCurriculum(Curriculum):
         place_N = self._find(points_ND, reward_N)
         order_N = np.argsort(place_N)
         self.open_PD = np.delete(self.open_PD, place_N, axis=0)
+        self._settle(place_N[order_N])
         self._learn(points_ND[order_N], reward_N[order_N])
 
     def _returns(self, outcomes: Outcomes) -> Float:
@@ -110,8 +114,15 @@ class SpaceCurriculum(Curriculum):
             place_N[row] = waiting.popleft()
         return place_N
 
+    def _settle(self, place_N: NDArray[np.int64]) -> None:
+        """Called before `_learn` with the places that its rows had in the ledger, for what a subclass keeps beside it."""
+
     def _learn(self, points_ND: Float, reward_N: Float) -> None:
         """Nothing to learn, by default."""
+
+    def _answer(self, outcomes: Outcomes) -> None:
+        """Learn from the answer to `wants`; its points stand in no ledger. By default nothing was asked."""
+        raise TutelageError(f"The curriculum {self.name!r} has asked nothing: `wants()` is None, so leave observe(..., probe=True) out.")
 
     def _deck_state(self) -> dict[str, Any]:
         return {"open_PD": self.open_PD.copy()}

@@ -12,9 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tutelage.curricula._base import Curriculum
 from tutelage.errors import TutelageError
+from tutelage.pools import TaskPool
+from tutelage.spaces import TaskSpace
 from tutelage.testing._lessons import (
     COLUMNS,
     Factory,
@@ -76,17 +79,23 @@ def check_wants(factory: Factory) -> None:
             same(before, snapshot(curriculum)), f"wants() changed the state at lesson {step}; it is a question, asked any number of times"
         )
         if wants is not None:
-            rows_N = wants.rows_N
-            expect(
-                rows_N.dtype == np.int64 and rows_N.ndim == 1,
-                f"wants().rows_N has shape {rows_N.shape} of {rows_N.dtype}, not (N,) of int64",
-            )
-            expect(((rows_N >= 0) & (rows_N < len(pool))).all(), f"wants() asks for rows outside the pool at lesson {step}")
+            _expect_rows(pool, wants.rows_N, step)
             expect(
                 wants.attempts >= (0 if wants.signals else 1),
                 f"wants() asks for {wants.attempts} attempts and {len(wants.signals)} signals at lesson {step}",
             )
         lesson(curriculum, pool, step)
+
+
+def _expect_rows(tasks: TaskPool | TaskSpace, rows_N: NDArray[Any], step: int) -> None:
+    """Rows of the pool, or points of the space."""
+    if isinstance(tasks, TaskSpace):
+        told = f"wants().rows_N has shape {rows_N.shape} of {rows_N.dtype}, not (N, {tasks.dimensions}) of float64"
+        expect(rows_N.dtype == np.float64 and rows_N.ndim == 2 and rows_N.shape[1] == tasks.dimensions, told)
+        expect(tasks.contains(rows_N).all(), f"wants() asks for points outside the space at lesson {step}")
+        return
+    expect(rows_N.dtype == np.int64 and rows_N.ndim == 1, f"wants().rows_N has shape {rows_N.shape} of {rows_N.dtype}, not (N,) of int64")
+    expect(((rows_N >= 0) & (rows_N < len(tasks))).all(), f"wants() asks for rows outside the pool at lesson {step}")
 
 
 def check_one_task(factory: Factory) -> None:
