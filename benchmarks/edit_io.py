@@ -27,6 +27,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,39 +63,47 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def checkpoints(folder: Path, gigabytes: float) -> tuple[list[Path], int]:
     """A base and two that were moved a little from it, every element of every tensor; and the bytes of the largest tensor."""
+    table = shapes(gigabytes)
+    shards: list[list[str]] = [[]]
+    for name, shape in table.items():
+        if shards[-1] and sum(2 * _size(table[n]) for n in shards[-1]) + 2 * _size(shape) > gigabytes * 1e9 / 4:
+            shards.append([])
+        shards[-1].append(name)
+    files = [f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors" for k in range(len(shards))]
+    paths = [folder / name for name in ("base", "one", "two")]
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "vocab_size": VOCABULARY, "hidden_size": HIDDEN,
+        "intermediate_size": HIDDEN * 11 // 4, "num_hidden_layers": len(table) // len(LAYER), "num_attention_heads": HIDDEN // 64,
+        "num_key_value_heads": HIDDEN // 256, "tie_word_embeddings": False,
+    }  # fmt: skip
+    total = sum(2 * _size(shape) for shape in table.values())
+    index = {"metadata": {"total_size": total}, "weight_map": {n: file for file, names in zip(files, shards, strict=True) for n in names}}
+    for path in paths:
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(config))
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for file, names in zip(files, shards, strict=True):
+        _write_shard([path / file for path in paths], {name: table[name] for name in names})
+    return paths, max(2 * _size(shape) for shape in table.values())
+
+
+def _write_shard(files: list[Path], table: dict[str, tuple[int, ...]]) -> None:
     import numpy as np
 
     from tutelage.edits._dtypes import decode, encode
     from tutelage.edits._safetensors import build_header, write_header
 
-    table = shapes(gigabytes)
-    shards: list[list[str]] = [[]]
-    for name, shape in table.items():
-        if sum(2 * _size(table[n]) for n in shards[-1]) + 2 * _size(shape) > gigabytes * 1e9 / 4 and shards[-1]:
-            shards.append([])
-        shards[-1].append(name)
-    paths = [folder / name for name in ("base", "one", "two")]
-    for path in paths:
-        path.mkdir()
-        (path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
-            "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": HIDDEN * 11 // 4, "num_hidden_layers": len(table) // len(LAYER),
-            "num_attention_heads": HIDDEN // 64, "num_key_value_heads": HIDDEN // 256, "tie_word_embeddings": False}))  # fmt: skip
-        files = {name: f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors" for k, names in enumerate(shards) for name in names}
-        index = {"metadata": {"total_size": sum(2 * _size(s) for s in table.values())}, "weight_map": files}
-        (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    for number, names in enumerate(shards):
-        outs = [open(path / f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors", "wb") for path in paths]
-        for out in outs:
-            write_header(out, build_header([(n, "BF16", table[n], 2 * _size(table[n])) for n in names], {"format": "pt"}))
-        for name in names:
-            rng = np.random.default_rng([number, len(name), *name.encode()])
-            base = encode(rng.standard_normal(_size(table[name]), np.float32) * np.float32(0.02), "BF16")
-            outs[0].write(base.data.cast("B"))
-            for out in outs[1:]:
-                out.write(encode(decode(base, "BF16") + rng.standard_normal(base.size, np.float32) * np.float32(1e-3), "BF16").data.cast("B"))
-        for out in outs:
-            out.close()
-    return paths, max(2 * _size(shape) for shape in table.values())
+    with ExitStack() as stack:
+        base, *others = [stack.enter_context(file.open("wb")) for file in files]
+        for out in (base, *others):
+            write_header(out, build_header([(n, "BF16", shape, 2 * _size(shape)) for n, shape in table.items()], {"format": "pt"}))
+        for name, shape in table.items():
+            rng = np.random.default_rng(list(name.encode()))
+            stored = encode(rng.standard_normal(_size(shape), np.float32) * np.float32(0.02), "BF16")
+            base.write(stored.data.cast("B"))
+            for out in others:
+                moved = decode(stored, "BF16") + rng.standard_normal(stored.size, np.float32) * np.float32(1e-3)
+                out.write(encode(moved, "BF16").data.cast("B"))
 
 
 def files_of(*paths: Path) -> list[Path]:
@@ -116,23 +126,24 @@ def plain(files: list[str], out: str, size: int) -> None:
         os.fsync(target.fileno())
 
 
-def products(pack: str) -> tuple[float, float]:
-    """Seconds of the matrix products of a pack: as they are made, in float64 of rounded factors; and plainly, in float32."""
+def products(pack: str) -> dict[str, float]:
+    """Seconds of the matrix products of a pack: as they are made, in float64 of rounded factors; and plainly, in float32 (`plain`)."""
     import numpy as np
 
     from tutelage.edits.packs.low_rank import exact_product
     from tutelage.edits.packs.pack import SkillPack
 
-    opened, seconds = SkillPack(pack), [0.0, 0.0]
+    opened, spent = SkillPack(pack), {"seconds": 0.0, "cpu": 0.0, "plain": 0.0, "plain_cpu": 0.0, "peak": 0.0}
     for name in opened.names:
         rank, shape = sum(count for _, count in opened.code(name).meta["groups"]), opened.code(name).rows_columns
         rng = np.random.default_rng(0)
         left, right = rng.standard_normal((shape[0], rank), np.float32), rng.standard_normal((rank, shape[1]), np.float32)
-        for k, multiply in enumerate((exact_product, np.matmul)):
-            start = time.perf_counter()
+        for wall, cpu, multiply in (("seconds", "cpu", exact_product), ("plain", "plain_cpu", np.matmul)):
+            start, used = time.perf_counter(), time.process_time()
             multiply(left, right)
-            seconds[k] += time.perf_counter() - start
-    return seconds[0], seconds[1]
+            spent[wall] += time.perf_counter() - start
+            spent[cpu] += time.process_time() - used
+    return spent
 
 
 # Measuring -------------------------------------------------------------------------------------------------------------------------------
@@ -153,22 +164,25 @@ def measured(command: list[Any], out: Path) -> dict[str, float]:
     return {"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss * 1024}
 
 
-def pairs(edit: Callable[[], dict[str, float]], reference: Callable[[], dict[str, float]], repeats: int) -> dict[str, Any]:
+def pairs(name: str, edit: Callable[[], dict[str, float]], reference: Callable[[], dict[str, float]], repeats: int) -> dict[str, Any]:
     """The ratio of the reference to the edit over interleaved pairs."""
     runs = [(reference(), edit()) for _ in range(repeats)]
     ratio = sorted(r["seconds"] / e["seconds"] for r, e in runs)
-    return {
+    result = {
         "ratio": round(statistics.median(ratio), 3), "least": round(ratio[0], 3), "greatest": round(ratio[-1], 3),
         "cpu": round(statistics.median(r["cpu"] / e["cpu"] for r, e in runs), 3),
         "edit_s": round(statistics.median(e["seconds"] for _, e in runs), 2),
         "reference_s": round(statistics.median(r["seconds"] for r, _ in runs), 2),
+        "edit_cpu_s": round(statistics.median(e["cpu"] for _, e in runs), 2),
         "peak_MB": round(max(e["peak"] for _, e in runs) / 1e6), "reference_peak_MB": round(max(r["peak"] for r, _ in runs) / 1e6),
     }  # fmt: skip
+    print(name, result, file=sys.stderr, flush=True)
+    return result
 
 
-def against_io(folder: Path, models: list[Path], largest: int, repeats: int, rank: int) -> dict[str, Any]:
+def against_io(folder: Path, models: list[Path], largest: int, repeats: int) -> dict[str, Any]:
     base, one, two = models
-    vector, pack, result = folder / "vector.safetensors", folder / "pack.safetensors", {}
+    vector, result = folder / "vector.safetensors", {}
     (folder / "linear.yaml").write_text(recipe("linear", models))
     commands: dict[str, tuple[list[Any], list[Path], Path]] = {
         "diff": (["diff", base, one, "-o", vector], [base, one], vector),
@@ -179,28 +193,29 @@ def against_io(folder: Path, models: list[Path], largest: int, repeats: int, ran
         measured([*EDIT, *arguments], out)  # warms the cache of files, and says how much is written
         size, other = sum(f.stat().st_size for f in files_of(out)), folder / "plain"
         bare = [sys.executable, __file__, "--plain", json.dumps([[str(f) for f in files_of(*reads)], str(other), size])]
-        result[name] = pairs(
-            lambda a=arguments, o=out: measured([*EDIT, *a], o), lambda b=bare, o=other: measured(b, o), repeats
-        )  # type: ignore[misc]
+        result[name] = pairs(name, partial(measured, [*EDIT, *arguments], out), partial(measured, bare, other), repeats)
         result[name]["allowed_MB"] = round((1.5 * largest * len(reads) + 500e6) / 1e6)
         other.unlink()
         if name != "diff":
             shutil.rmtree(out)
+    return result
+
+
+def against_products(folder: Path, models: list[Path], largest: int, repeats: int, rank: int) -> dict[str, Any]:
+    pack, out, spent = folder / "pack.safetensors", folder / "unpacked", {"plain_cpu": 0.0}
     rules = {"tensors": [{"match": "*_proj.weight", "operator": "svd_delta", "rank": rank, "bits": 16}, {"match": "*", "operator": "skip"}]}
     (folder / "pack.yaml").write_text(json.dumps(rules))
-    measured([*EDIT, "pack", base, one, "-o", pack, "--recipe", folder / "pack.yaml"], pack)
-    out, seconds = folder / "unpacked", {"float32": 0.0}
+    measured([*EDIT, "pack", models[0], models[1], "-o", pack, "--recipe", folder / "pack.yaml"], pack)
 
     def multiply() -> dict[str, float]:
-        done = subprocess.run([sys.executable, __file__, "--products", str(pack)], env=ONE_THREAD, capture_output=True, text=True, check=True)
-        exact, seconds["float32"] = json.loads(done.stdout)
-        return {"seconds": exact, "cpu": exact, "peak": 0.0}
+        command = [sys.executable, __file__, "--products", str(pack)]
+        spent.update(json.loads(subprocess.run(command, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True).stdout))
+        return dict(spent)
 
-    low = pairs(lambda: measured([*EDIT, "apply", base, pack, "-o", out], out), multiply, repeats)
-    low |= {"allowed_MB": round((1.5 * 2 * largest + 500e6) / 1e6), "float32_products_s": round(seconds["float32"], 2)}
-    result[f"apply_rank_{rank}"] = low
+    result = pairs(f"apply_rank_{rank}", partial(measured, [*EDIT, "apply", models[0], pack, "-o", out], out), multiply, repeats)
     shutil.rmtree(out)
-    return result
+    result |= {"allowed_MB": round((1.5 * 2 * largest + 500e6) / 1e6), "float32_products_s": round(spent["plain_cpu"], 2)}
+    return {f"apply_rank_{rank}": result}
 
 
 def recipe(method: str, models: list[Path]) -> str:
@@ -223,9 +238,8 @@ def against_mergekit(environment: Path, folder: Path, models: list[Path], repeat
         path, ours, theirs = folder / f"{method}.yaml", folder / "ours", folder / "theirs"
         path.write_text(recipe(method, models))
         command = [found.parent / "mergekit-yaml", path, theirs, "--out-shard-size", "600M", "--no-copy-tokenizer"]
-        result[f"{method}_against_mergekit"] = pairs(
-            lambda p=path, o=ours: measured([*EDIT, "merge", p, "-o", o], o), lambda c=command, o=theirs: measured(c, o), repeats
-        ) | agreement(ours, theirs)  # type: ignore[misc]
+        name, edit = f"{method}_against_mergekit", partial(measured, [*EDIT, "merge", path, "-o", ours], ours)
+        result[name] = pairs(name, edit, partial(measured, command, theirs), repeats) | agreement(ours, theirs)
         shutil.rmtree(ours)
         shutil.rmtree(theirs)
     return result
@@ -257,21 +271,26 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=256)
     parser.add_argument("--folder", type=Path, help="where the files are made; a temporary folder by default")
     parser.add_argument("--mergekit", type=Path, help="an environment with mergekit, made if it is not there")
-    parser.add_argument("--only-mergekit", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=["io", "products", "mergekit"], default=["io", "products", "mergekit"])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plain", help=argparse.SUPPRESS)
     parser.add_argument("--products", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain:
-        return plain(*json.loads(options.plain))
+        plain(*json.loads(options.plain))
+        return
     if options.products:
-        return print(json.dumps(products(options.products)))
+        print(json.dumps(products(options.products)))
+        return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         models, largest = checkpoints(Path(name), options.gigabytes)
-        result: dict[str, Any] = {"gigabytes": round(sum(f.stat().st_size for f in files_of(models[0])) / 1e9, 2), "repeats": options.repeats}
-        if not options.only_mergekit:
-            result |= against_io(Path(name), models, largest, options.repeats, options.rank)
-        if options.mergekit:
+        size = sum(file.stat().st_size for file in files_of(models[0]))
+        result: dict[str, Any] = {"gigabytes": round(size / 1e9, 2), "repeats": options.repeats}
+        if "io" in options.only:
+            result |= against_io(Path(name), models, largest, options.repeats)
+        if "products" in options.only:
+            result |= against_products(Path(name), models, largest, options.repeats, options.rank)
+        if "mergekit" in options.only and options.mergekit:
             result |= against_mergekit(options.mergekit, Path(name), models, options.repeats)
     print(json.dumps(result, indent=1) if options.json else "\n".join(f"{key:24s} {value}" for key, value in result.items()))
 

@@ -1,9 +1,9 @@
 """Fingerprints of tensors: a hash of format, shape and bits.
 
-They tell a tensor from one that differs by accident: another revision, another number format, a truncated copy, a training step more. The
-hash is XXH3 (128 bits, github.com/Cyan4973/xxHash), which keeps up with memory; two tensors that differ by accident share a fingerprint once
-in 2^128. It is no signature: who sets out to forge a tensor with the fingerprint of another can. Publish a SHA-256 of the files for that.
-Files and records of format 1 hold SHA-256, 64 hexadecimal digits instead of 32, and are checked by it.
+They guard against accidents: another revision, another number format, a damaged copy, a training step more. The hash is XXH3 (128 bits,
+github.com/Cyan4973/xxHash), which keeps up with memory; two tensors that differ by accident share a fingerprint once in 2^128. It does
+not guard against malice: XXH3 is no cryptographic hash, and who sets out to make a tensor with the fingerprint of another may succeed.
+Where that matters, publish a SHA-256 of the files. Files and records of format 1 hold SHA-256 and are checked by it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     τ = θ_tuned − θ_base        (Ilharco et al. 2023, "Editing models with task arithmetic", eq. in section 2)
 
-The file is an ordinary safetensors file of the tensors that differ; its metadata hold the fingerprint of every tensor of the base, so that it
-refuses any other. Unchanged tensors are left out. In float32, the default, `base + τ` rounded to a 16-bit checkpoint's format gives the
+The file is an ordinary safetensors file of the tensors that differ; its metadata hold the fingerprint of every tensor of the base, so that
+it refuses any other. Unchanged tensors are left out. In float32, the default, `base + τ` rounded to a 16-bit checkpoint's format gives the
 tuned one back, but for elements that grew by many orders of magnitude.
 """
 
