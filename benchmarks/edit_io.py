@@ -273,9 +273,14 @@ def main() -> None:
     parser.add_argument("--mergekit", type=Path, help="an environment with mergekit, made if it is not there")
     parser.add_argument("--only", nargs="+", choices=["io", "products", "mergekit"], default=["io", "products", "mergekit"])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--plain", help=argparse.SUPPRESS)
     parser.add_argument("--products", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make:
+        paths, largest = checkpoints(options.make, options.gigabytes)
+        print(json.dumps([[str(path) for path in paths], largest]))
+        return
     if options.plain:
         plain(*json.loads(options.plain))
         return
@@ -283,7 +288,9 @@ def main() -> None:
         print(json.dumps(products(options.products)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        models, largest = checkpoints(Path(name), options.gigabytes)
+        making = [sys.executable, __file__, "--gigabytes", options.gigabytes, "--make", name]  # apart: a child's peak includes its parent's
+        models, largest = json.loads(subprocess.run([str(part) for part in making], stdout=subprocess.PIPE, check=True).stdout)
+        models = [Path(model) for model in models]
         size = sum(file.stat().st_size for file in files_of(models[0]))
         result: dict[str, Any] = {"gigabytes": round(size / 1e9, 2), "repeats": options.repeats}
         if "io" in options.only:
