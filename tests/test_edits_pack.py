@@ -428,7 +428,7 @@ def test_a_pack_refuses_another_base_and_names_the_tensors(pair, tmp_path):
 def test_newer_damaged_and_foreign_files_are_refused(pair, tmp_path):
     pack(*pair, tmp_path / "p.safetensors", rules=read_rules(None))
     raw = (tmp_path / "p.safetensors").read_bytes()
-    (tmp_path / "new.safetensors").write_bytes(raw.replace(b'"version":"1"', b'"version":"9"'))
+    (tmp_path / "new.safetensors").write_bytes(raw.replace(b'"version":"2"', b'"version":"9"'))
     with pytest.raises(TutelageError, match="pack of format 9"):
         open_vector(tmp_path / "new.safetensors")
     (tmp_path / "short.safetensors").write_bytes(raw[:-3])

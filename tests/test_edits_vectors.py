@@ -215,7 +215,7 @@ def test_bad_vectors_are_refused(pair, tmp_path):
     with pytest.raises(TutelageError, match="not a task vector"):
         TaskVector(pair[0].path)
     vector = make(pair, tmp_path)
-    raw = vector.path.read_bytes().replace(b'"version":"1"', b'"version":"9"')
+    raw = vector.path.read_bytes().replace(b'"version":"2"', b'"version":"9"')
     (tmp_path / "new.safetensors").write_bytes(raw)
     with pytest.raises(TutelageError, match="format 9"):
         TaskVector(tmp_path / "new.safetensors")

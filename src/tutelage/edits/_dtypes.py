@@ -15,6 +15,7 @@ STORAGE = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "C64": "<c8",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
+_INFINITY = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # the bits; those of NaN are above it
 FLOATS = ("F64", "F32", "F16", "BF16")
 NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -48,6 +49,15 @@ def encode(numbers: Array, dtype: str) -> Array:
     if np.isnan(np.max(numbers, initial=-np.inf)):  # rounding up the payload of a NaN may make it an infinity
         rounded[np.isnan(numbers)] = 0x7FC0
     return rounded
+
+
+def require_finite_bits(stored: Array, dtype: str, name: str, where: object) -> None:
+    """As `require_finite`, for the stored bits of a floating-point format, which need not be decoded."""
+    bits = stored.view(f"<u{stored.dtype.itemsize}")
+    infinity = bits.dtype.type(_INFINITY[dtype])
+    without_sign = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    if (bits & without_sign).max(initial=0) >= infinity:
+        require_finite(decode(stored, dtype), name, where)
 
 
 def require_finite(numbers: Array, name: str, where: object) -> None:

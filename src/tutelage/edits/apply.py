@@ -18,17 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.edits._dtypes import Array, decode, encode, require_finite
+from tutelage.edits._dtypes import Array, decode, encode, require_finite_bits
+from tutelage.edits._fingerprints import Fingerprint
 from tutelage.edits._safetensors import TensorInfo
 from tutelage.edits.plan import Plan, match, peak_memory
-from tutelage.edits.store import CHUNK, WeightStore, fingerprint, require_editable, write_like
+from tutelage.edits.store import CHUNK, WeightStore, require_editable, write_like
 from tutelage.edits.task_vector import TaskVector, Tell, wrong_base
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_dir
 
 RECORD = "edit.json"
 SIDECAR = "undo.zip"
-VERSION = 1
+VERSION = 2  # 1: fingerprints of SHA-256
 
 
 def plan_apply(base: WeightStore, vectors: list[TaskVector], *, only: list[str] | None = None) -> Plan:
@@ -109,49 +110,48 @@ class _Apply:
         self.after: dict[str, str] = {}
 
     def produce(self, info: TensorInfo) -> Iterator[Array]:
-        before = fingerprint(info)
         name = self.base.tied.get(info.name, info.name)
+        before = Fingerprint(info, *(vector.base[name] for vector in self.vectors))
         if name in self.touched:
-            after = fingerprint(info)
+            after = Fingerprint(info)
             yield from self._edited(info, name, before, after)
         else:
             after = before
             for stored in self.base.chunks(info.name):
-                before.update(stored.data)
+                before.update(stored)
                 self.tell(stored.nbytes)
                 yield stored
         self.before[info.name], self.after[info.name] = before.hexdigest(), after.hexdigest()
         for vector in self.vectors:
-            if self.before[info.name] != vector.base[name]:
-                self._refuse(vector)
+            if not before.matches(vector.base[name]):
+                vector.check_base(self.base)  # reads the rest, so that the error counts every tensor that differs
+                raise wrong_base(vector.path, self.base.path, [info.name])
 
-    def _edited(self, info: TensorInfo, name: str, before: Any, after: Any) -> Iterator[Array]:
+    def _edited(self, info: TensorInfo, name: str, before: Fingerprint, after: Fingerprint) -> Iterator[Array]:
         corrections = self.sidecar.open(info.name, "w", force_zip64=True) if self.sidecar else None
         for stored, delta in zip(self.base.chunks(info.name, CHUNK), sum_of(self.vectors, name, CHUNK), strict=True):
-            before.update(stored.data)
-            numbers = decode(stored, info.dtype)
-            require_finite(numbers, info.name, info.file)
+            before.update(stored)
+            require_finite_bits(stored, info.dtype, info.name, info.file)
             step = step_of(delta, self.scale, info.dtype)
-            result = encode(numbers + step, info.dtype)
-            reached = decode(result, info.dtype)
-            require_finite(reached, info.name, f"the result (it does not fit {info.dtype})")
+            result = encode(decode(stored, info.dtype) + step, info.dtype)
+            require_finite_bits(result, info.dtype, info.name, f"the result (it does not fit {info.dtype})")
             if corrections is not None:
+                reached = decode(result, info.dtype)
                 corrections.write(planes(encode(reached - step, info.dtype), stored).data.cast("B"))
-            after.update(result.data)
+            after.update(result)
             self.tell(stored.nbytes)
             yield result
         if corrections is not None:
             corrections.close()
 
-    def _refuse(self, vector: TaskVector) -> None:
-        """Read the rest of the base, so that the error counts every tensor that differs."""
-        vector.check_base(self.base)
-        raise wrong_base(vector.path, self.base.path, [n for n, h in self.before.items() if vector.base.get(n) != h])
-
 
 def step_of(delta: Array, scale: float, dtype: str) -> Array:
+    """s · Σ τ in the precision of the sum; `delta` itself where nothing is to be done."""
+    wide = np.dtype(np.float64 if dtype == "F64" else np.float32)
+    if scale == 1 and delta.dtype == wide:
+        return delta
     with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is refused by name, once it is added
-        return np.multiply(delta, scale, dtype=np.float64 if dtype == "F64" else np.float32)
+        return np.multiply(delta, scale, dtype=wide)
 
 
 def planes(guess: Array, truth: Array) -> Array:

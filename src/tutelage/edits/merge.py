@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.edits._dtypes import FLOATS, Array, encode, require_finite
-from tutelage.edits._dtypes import decode as decode_bits
+from tutelage.edits._dtypes import FLOATS, Array, decode, encode, require_finite_bits
+from tutelage.edits._fingerprints import Fingerprint
 from tutelage.edits._safetensors import TensorInfo
 from tutelage.edits.apply import RECORD, VERSION
 from tutelage.edits.plan import Plan, peak_memory
 from tutelage.edits.recipe import Recipe
-from tutelage.edits.store import CHUNK, WeightStore, compare_shapes, converted, fingerprint, write_like
+from tutelage.edits.store import CHUNK, WeightStore, compare_shapes, converted, write_like
 from tutelage.edits.task_vector import Tell
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_dir
@@ -86,9 +86,9 @@ class Merge:
     def _produce(self, info: TensorInfo) -> Iterator[Array]:
         name = self.template.tied.get(info.name, info.name)
         source = self.template.tensors[name]
-        digest = fingerprint(info)
+        digest = Fingerprint(info)
         for part in self._merged(source, info.dtype) if name in self.hyper else self._equal(source):
-            digest.update(part.data)
+            digest.update(part)
             yield part
         self.tensors[info.name] = digest.hexdigest()
 
@@ -99,7 +99,7 @@ class Merge:
         for parts in zip(*(self._numbers(store, name) for store in stores), strict=True):
             merged = self._call(list(parts[: len(self.models)]), parts[-1], rng, self.hyper[name])
             result = encode(merged, dtype)
-            require_finite(decode_bits(result, dtype), name, f"the merged tensor (it does not fit {dtype})")
+            require_finite_bits(result, dtype, name, f"the merged tensor (it does not fit {dtype})")
             yield result
 
     def _numbers(self, store: WeightStore, name: str) -> Iterator[Array]:
@@ -108,13 +108,12 @@ class Merge:
         info = store.tensors[place]
         if info.dtype not in FLOATS:
             raise TutelageError(f"The tensor {place} is stored as {info.dtype} in {info.file}, and as floating point elsewhere.")
-        digest = fingerprint(info)
+        digest = Fingerprint(info)
         for stored in store.chunks(place, self.chunk):
-            digest.update(stored.data)
+            digest.update(stored)
             self.tell(stored.nbytes)
-            numbers = decode_bits(stored, info.dtype)
-            require_finite(numbers, place, info.file)
-            yield numbers
+            require_finite_bits(stored, info.dtype, place, info.file)
+            yield decode(stored, info.dtype)
         self.inputs[str(store.path.resolve())][place] = digest.hexdigest()
 
     def _call(self, models: list[Array], base: Array, rng: np.random.Generator, hyper: dict[str, Any]) -> Array:

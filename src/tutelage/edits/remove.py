@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.edits._dtypes import Array, decode, encode
+from tutelage.edits._fingerprints import Fingerprint
 from tutelage.edits._safetensors import TensorInfo
 from tutelage.edits.apply import SIDECAR, corrected, read_record, step_of, sum_of
-from tutelage.edits.store import WeightStore, fingerprint, write_like
+from tutelage.edits.store import WeightStore, write_like
 from tutelage.edits.task_vector import TaskVector, Tell
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_dir
@@ -65,7 +66,7 @@ def _base_at(place: Path, record: dict[str, Any]) -> tuple[WeightStore | None, s
         return None, str(error).rstrip(".")
     expected = record["base"]["tensors"]
     differ = [n for n in sorted(expected.keys() | store.tensors.keys()) if n not in store.tensors or n not in expected]
-    differ = differ or [n for n in store.tensors if store.fingerprint(n) != expected[n]]
+    differ = differ or [n for n in store.tensors if not store.matches(n, expected[n])]
     if differ:
         some = ", ".join(differ[:5]) + (", ..." if len(differ) > 5 else "")
         return None, f"{place} is no longer the base, {len(differ)} tensors differ ({some})"
@@ -80,12 +81,13 @@ class _Checked:
         self.tell = tell or (lambda count: None)
 
     def produce(self, info: TensorInfo) -> Iterator[Array]:
-        digest = fingerprint(info)
+        expected = self.record["base"]["tensors"].get(info.name, "")
+        digest = Fingerprint(info, expected)
         for stored in self._chunks(info):
-            digest.update(stored.data)
+            digest.update(stored)
             self.tell(stored.nbytes)
             yield stored
-        if digest.hexdigest() != self.record["base"]["tensors"].get(info.name):
+        if not digest.matches(expected):
             raise TutelageError(f"The tensor {info.name} did not come back as it was: {self.store.path} has changed since the edit.")
 
     def _chunks(self, info: TensorInfo) -> Iterator[Array]:

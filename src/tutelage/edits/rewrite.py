@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from tutelage.edits._dtypes import Array, decode, encode, require_finite
+from tutelage.edits._fingerprints import Fingerprint
 from tutelage.edits._safetensors import TensorInfo
 from tutelage.edits.apply import RECORD, SIDECAR, VERSION, planes
-from tutelage.edits.store import CHUNK, WeightStore, fingerprint, require_editable, write_like
+from tutelage.edits.store import CHUNK, WeightStore, require_editable, write_like
 from tutelage.edits.task_vector import Tell
 from tutelage.errors import TutelageError, unknown
 from tutelage.files import atomic_dir
@@ -87,10 +88,10 @@ class _Rewrite:
         self.changed: dict[str, int] = {}
 
     def produce(self, info: TensorInfo) -> Iterator[Array]:
-        before, after = fingerprint(info), fingerprint(info)
+        before, after = Fingerprint(info), Fingerprint(info)
         for stored, result in self._edited(info) if info.name in self.touched else ((c, c) for c in self.base.chunks(info.name)):
-            before.update(stored.data)
-            after.update(result.data)
+            before.update(stored)
+            after.update(result)
             self.tell(result.nbytes)
             yield result
         self.before[info.name], self.after[info.name] = before.hexdigest(), after.hexdigest()

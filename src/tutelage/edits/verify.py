@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from tutelage.edits._dtypes import FLOATS, decode
+from tutelage.edits._fingerprints import Fingerprint
 from tutelage.edits.apply import RECORD, read_record
 from tutelage.edits.packs.pack import SkillPack
-from tutelage.edits.store import WeightStore, fingerprint
+from tutelage.edits.store import WeightStore
 from tutelage.edits.task_vector import Tell
 from tutelage.errors import TutelageError
 
@@ -22,9 +23,10 @@ def verify(store: WeightStore, *, tell: Tell | None = None) -> dict[str, Any]:
     recorded = (store.folder is not None and (store.path / RECORD).exists()) and read_record(store.path)["tensors"]
     problems: list[str] = []
     for name, info in store.tensors.items():
-        digest, nan, infinite = fingerprint(info), 0, 0
+        expected = recorded.get(name, "") if recorded else ""
+        digest, nan, infinite = Fingerprint(info, expected), 0, 0
         for stored in store.chunks(name):
-            digest.update(stored.data)
+            digest.update(stored)
             if info.dtype in FLOATS:
                 numbers = decode(stored, info.dtype)
                 finite = np.isfinite(numbers)
@@ -35,7 +37,7 @@ def verify(store: WeightStore, *, tell: Tell | None = None) -> dict[str, Any]:
                 tell(stored.nbytes)
         if nan or infinite:
             problems.append(f"{name} in {info.file}: {nan} NaN, {infinite} infinite of {info.numel}")
-        if recorded and recorded.get(name) != digest.hexdigest():
+        if recorded and not digest.matches(expected):
             problems.append(f"{name} in {info.file}: not the bits that the edit wrote")
     if recorded:
         problems += [f"{name}: the edit wrote it, and it is gone" for name in sorted(recorded.keys() - store.tensors.keys())]

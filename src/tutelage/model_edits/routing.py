@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tutelage.edits._dtypes import STORAGE, Array, decode, encode, require_finite
+from tutelage.edits._dtypes import STORAGE, Array, decode, encode, require_finite_bits
+from tutelage.edits._fingerprints import Fingerprint
 from tutelage.edits._safetensors import TensorInfo
 from tutelage.edits.apply import step_of, sum_of
 from tutelage.edits.packs.pack import open_vector
-from tutelage.edits.store import fingerprint
 from tutelage.edits.task_vector import TaskVector, wrong_base
 from tutelage.errors import TutelageError, missing_extra, unknown
 from tutelage.files import atomic_write
@@ -55,10 +55,10 @@ class PackRack:
         self.scale = 1.0
         self._tensors = dict(model.state_dict(keep_vars=True))
         self._kept: dict[str, torch.Tensor] = {}
-        prints: dict[str, str] = {}
+        prints: dict[tuple[str, str], bool] = {}
         for pack in self.packs.values():
             missing = [name for name in pack.base if name not in self._tensors]
-            differ = [n for n in pack.base if n not in missing and self._fingerprint(n, prints) != pack.base[n]]
+            differ = [n for n in pack.base if n not in missing and not self._matches(n, pack.base[n], prints)]
             if missing or differ:
                 raise wrong_base(pack.path, Path("the loaded model"), missing + differ)
 
@@ -110,13 +110,12 @@ class PackRack:
             results.update(zip(rows, answers, strict=True))
         return [results[i] for i in range(len(prompts))]
 
-    def _fingerprint(self, name: str, known: dict[str, str]) -> str:
-        if name not in known:
+    def _matches(self, name: str, expected: str, known: dict[tuple[str, str], bool]) -> bool:
+        if (name, expected) not in known:
             stored, dtype = _bits(self._tensors[name])
-            digest = fingerprint(TensorInfo(name, dtype, tuple(self._tensors[name].shape), Path(), 0, stored.nbytes))
-            digest.update(stored.data)
-            known[name] = digest.hexdigest()
-        return known[name]
+            info = TensorInfo(name, dtype, tuple(self._tensors[name].shape), Path(), 0, stored.nbytes)
+            known[name, expected] = Fingerprint(info, expected).over([stored]).matches(expected)
+        return known[name, expected]
 
     def _add(self, name: str, packs: list[TaskVector], scale: float) -> None:
         tensor = self._tensors[name]
@@ -124,7 +123,7 @@ class PackRack:
         delta = next(sum_of(packs, name, stored.size))
         numbers = decode(stored, dtype)
         result = encode(numbers + step_of(delta, scale, dtype), dtype)
-        require_finite(decode(result, dtype), name, f"the loaded model (it does not fit {dtype})")
+        require_finite_bits(result, dtype, name, f"the loaded model (it does not fit {dtype})")
         changed = torch.from_numpy(result.view(np.int16) if dtype == "BF16" else result)
         self._kept[name] = tensor.detach().clone()
         tensor.data.copy_((changed.view(torch.bfloat16) if dtype == "BF16" else changed).reshape(tensor.shape))

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.edits._dtypes import FLOATS, Array, decode, require_finite
+from tutelage.edits._dtypes import FLOATS, Array, require_finite_bits
+from tutelage.edits._fingerprints import DIGITS, Fingerprint
 from tutelage.edits._safetensors import build_header, write_header
 from tutelage.edits.packs.budget import solve
 from tutelage.edits.packs.coding import Choice, squared_norm
@@ -28,7 +29,7 @@ from tutelage.edits.packs.pack import FORMAT, VERSION, content_digest
 from tutelage.edits.packs.rules import Rule, Rules, operator_class
 from tutelage.edits.packs.second_moments import SecondMoments
 from tutelage.edits.plan import Plan, peak_memory
-from tutelage.edits.store import WeightStore, compare_shapes, fingerprint
+from tutelage.edits.store import WeightStore, compare_shapes
 from tutelage.edits.task_vector import Tell, subtract
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_open, atomic_write
@@ -145,16 +146,16 @@ class _Job:
 
     def difference(self, name: str) -> tuple[str, Array | None]:
         """The fingerprint of the base's tensor, and Δ in float32; None where the two are equal."""
-        info, digest, changed = self.base.tensors[name], fingerprint(self.base.tensors[name]), False
+        info, digest, changed = self.base.tensors[name], Fingerprint(self.base.tensors[name]), False
         delta = np.zeros(info.numel, np.float32)
         at = 0
         for stored, pair in zip(self.base.chunks(name), self.tuned.chunks(name), strict=True):
-            digest.update(stored.data)
+            digest.update(stored)
             if info.dtype != self.tuned.tensors[name].dtype or not np.array_equal(stored.view(np.uint8), pair.view(np.uint8)):
                 delta[at : at + len(stored)] = subtract(self.base, self.tuned, name, stored, pair)[0]
                 changed = True
             elif info.dtype in FLOATS:
-                require_finite(decode(stored, info.dtype), name, info.file)
+                require_finite_bits(stored, info.dtype, name, info.file)
             at += len(stored)
             self.tell(stored.nbytes + pair.nbytes)
         return digest.hexdigest(), delta.reshape(info.shape) if changed and delta.any() else None
@@ -215,7 +216,7 @@ class _Job:
             name: {"operator": "quantized_delta", "shape": list(self.base.tensors[name].shape), "meta": meta, "error": 0.123456789e-10}
             for name in names
         }
-        base = dict.fromkeys(self.base.names, "0" * 64)
+        base = dict.fromkeys(self.base.names, "0" * DIGITS)
         sizes = {"delta": 10**15, "data": 10**15}
         return len(build_header(((n, "U8", (10**15,), 10**15) for n in names), _metadata(self, base, manifest, sizes, "0" * 64))) + 8
 

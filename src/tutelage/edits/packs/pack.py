@@ -2,8 +2,8 @@
 
 Metadata, all JSON but the first two:
 
-    format    "tutelage.pack"          version   1; a newer one is refused
-    base      {tensor of the base: SHA-256}: the pack refuses any other base
+    format    "tutelage.pack"          version   2; a newer one is refused
+    base      {tensor of the base: fingerprint}: the pack refuses any other base
     tensors   {tensor: {operator, shape, meta, error}}: how its bytes are laid out, and ‖Δ − Δ̂‖ / ‖Δ‖ as measured
     recipe    the rules, the budget, the calibration's fingerprint
     sizes     {delta: bytes of the difference in the base's number format, data: bytes of the packed tensors}
@@ -29,7 +29,7 @@ from tutelage.edits.task_vector import TaskVector
 from tutelage.errors import TutelageError
 
 FORMAT = "tutelage.pack"
-VERSION = 1
+VERSION = 2  # 1: fingerprints of SHA-256
 
 
 class SkillPack(TaskVector):
