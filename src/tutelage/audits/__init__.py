@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tutelage.audits.verdict import Check, Effect, Verdict, Warned
+from tutelage.audits.verdict import Check, Effect, Verdict
+from tutelage.errors import Warned
 
 __all__ = ["Check", "Effect", "Verdict", "Warned"]

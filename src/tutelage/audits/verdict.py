@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
-from tutelage.errors import TutelageError, unknown
+from tutelage.errors import TutelageError, Warned, unknown
 
 SCHEMA = 1
 Severity = Literal["none", "low", "medium", "high"]
@@ -73,18 +73,6 @@ class Check:
     @property
     def found(self) -> bool:
         return self.severity != "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Warned:
-    """Something about the subject that a reader must know: what, how often, and where first (a line or row, counted from 1)."""
-
-    what: str
-    count: int
-    first: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.count:,}{f' (first: {self.first})' if self.first else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
