@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tutelage.audits.cli import app as audit
 from tutelage.edits.cli import app as edit
 from tutelage.model_edits.cli import calibrate, prune, unlearn
 from tutelage.study.probe import command as probe
@@ -22,6 +23,7 @@ edit.command()(prune)
 edit.command()(unlearn)
 edit.command()(calibrate)
 app.add_typer(edit, name="edit")
+app.add_typer(audit, name="audit")
 app.command("probe")(probe)
 app.command()(teach)
 

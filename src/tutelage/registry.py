@@ -168,6 +168,7 @@ teachers = Registry("teacher", "teachers", "tutelage.teachers")
 objectives = Registry("objective", "objectives", "tutelage.objectives")
 verifiers = Registry("verifier", "verifiers", "tutelage.tasks.verifiers")
 edits = Registry("edit", "edits", "tutelage.edits", "tutelage.model_edits")
+audits = Registry("audit", "audits", "tutelage.audits")
 replications = Registry("replication", "replications", "tutelage.replications")
 
-NOUNS: tuple[Registry, ...] = (curricula, teachers, objectives, verifiers, edits, replications)
+NOUNS: tuple[Registry, ...] = (curricula, teachers, objectives, verifiers, edits, audits, replications)

@@ -15,9 +15,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri, stdtrit
+from scipy.special import stdtrit
 
 from tutelage.errors import TutelageError
+from tutelage.rates import holm as holm
+from tutelage.rates import wilson as wilson
 from tutelage.tasks.diagnostics import pass_at_k as pass_at_k
 
 LEVEL = 0.05
@@ -121,23 +123,6 @@ def _signed_sums(value_S: Floats) -> Floats:
     for value in value_S[1:]:
         sums = np.concatenate([sums + value, sums - value])
     return sums
-
-
-def holm(p_K: ArrayLike) -> Floats:
-    """Holm's step-down adjusted p values, in the order given: reject where they are <= level, and the family-wise error is <= level.
-
-    The i-th smallest (i from 1) becomes max over j <= i of min(1, (K - j + 1) p_(j)). An empty family stays empty.
-
-    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
-    """
-    p_K = np.asarray(p_K, dtype=np.float64)
-    if p_K.ndim != 1 or not np.all((p_K >= 0) & (p_K <= 1)):
-        raise TutelageError(f"holm got {p_K.tolist()}; expected one dimension of p values between 0 and 1.")
-    order_K = np.argsort(p_K, kind="stable")
-    stepped_K = np.minimum(1.0, p_K[order_K] * np.arange(len(p_K), 0, -1))
-    adjusted_K = np.empty_like(p_K)
-    adjusted_K[order_K] = np.maximum.accumulate(stepped_K)
-    return adjusted_K
 
 
 def paired(method_S: ArrayLike, baseline_S: ArrayLike, *, rng: np.random.Generator | None = None) -> Paired:
@@ -305,16 +290,3 @@ def x_to_reach(x_X: ArrayLike, y_X: ArrayLike, target: float) -> float:
         return float(x_X[0])
     rise = (target - y_X[after - 1]) / (y_X[after] - y_X[after - 1])
     return float(x_X[after - 1] + rise * (x_X[after] - x_X[after - 1]))
-
-
-def wilson(k: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval (low, high) for a rate of which `k` of `n` independent trials were seen; (0, 1) for no trials.
-
-    Source: Wilson, Probable inference, the law of succession, and statistical inference (1927). No continuity correction.
-    """
-    if not 0 <= k <= n or not 0 < level < 1:
-        raise TutelageError(f"wilson got k={k}, n={n}, level={level}; expected 0 <= k <= n and a level between 0 and 1.")
-    z2 = float(ndtri((1 + level) / 2)) ** 2
-    centre = (k + z2 / 2) / (n + z2)
-    half = math.sqrt(z2 * (k * (n - k) / max(n, 1) + z2 / 4)) / (n + z2)
-    return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)

@@ -21,6 +21,8 @@ _HOME = {
     "curriculum_checks": "curricula",
     "parametrize_with_checks": "curricula",
     "check_objective": "objectives",
+    "AuditRates": "audits",
+    "check_audit": "audits",
 }
 __all__ = list(_HOME)
 

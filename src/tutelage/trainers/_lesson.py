@@ -15,9 +15,9 @@ from tutelage.errors import TutelageError
 from tutelage.outcomes import Outcomes
 from tutelage.trainers import _intervention, _signals
 from tutelage.trainers._batches import Rollouts
-from tutelage.trainers._rollouts import aside, check_judgement, joined_columns
+from tutelage.trainers._rollouts import aside, attempts_in_words, check_judgement, joined_columns
 from tutelage.trainers._sync import decide
-from tutelage.trainers.ledger import Lesson
+from tutelage.trainers.ledger import Attempts, Lesson
 
 if TYPE_CHECKING:
     from tutelage.trainers.trl import GRPOLessons, Lessons
@@ -59,16 +59,24 @@ def teach(trainer: GRPOLessons) -> Taught:
     trainer.ledger.rollouts += groups * trainer.num_generations
     trainer.ledger.tokens += int(rollouts.columns["length"].sum())
     own: dict[str, Any] = {name: value for name, value in rollouts.columns.items() if name != "ended"}
+    wordy = any(getattr(callback, "needs_attempts", False) for callback in trainer.lesson_callbacks)
+    attempts = attempts_in_words(trainer, rows_N, rollouts) if wordy else None
     names = _signals.lesson_names(trainer.curriculum)
     signals = {"signals": _signals.of_rollouts(trainer, rollouts, names)} if names else {}
     if not trainer.intervenes:
-        return Taught(rollouts, _intervention.Help(), own, learn(trainer, rows_N, own | signals))
+        return Taught(rollouts, _intervention.Help(), own, learn(trainer, rows_N, own | signals, attempts=attempts))
     help = _intervention.intervene(trainer, rows_N, rollouts)
     mixed = _intervention.mixed_columns(trainer, rollouts, help)
-    return Taught(rollouts, help, mixed, learn(trainer, rows_N, own | signals, mixed | signals))
+    return Taught(rollouts, help, mixed, learn(trainer, rows_N, own | signals, mixed | signals, attempts))
 
 
-def learn(trainer: Lessons, rows_N: NDArray[np.int64], fields: dict[str, Any], mixed: dict[str, Any] | None = None) -> NDArray[np.bool_]:
+def learn(
+    trainer: Lessons,
+    rows_N: NDArray[np.int64],
+    fields: dict[str, Any],
+    mixed: dict[str, Any] | None = None,
+    attempts: Attempts | None = None,
+) -> NDArray[np.bool_]:
     """Show a lesson's outcomes to the curriculum, and then to the callbacks; which groups may train, on every rank.
 
     fields: of the student's own attempts, which are observed. mixed: of the groups as a teacher left them, which are admitted or not.
@@ -84,7 +92,7 @@ def learn(trainer: Lessons, rows_N: NDArray[np.int64], fields: dict[str, Any], m
             raise TutelageError(
                 f"{type(cur).__name__}.admit returned {admitted_N.dtype} of shape {admitted_N.shape}; expected bool, {rows_N.shape}."
             )
-        lesson = Lesson(trainer.state.global_step, rows_N, outcomes, admitted_N, trainer.ledger.copy())
+        lesson = Lesson(trainer.state.global_step, rows_N, outcomes, admitted_N, trainer.ledger.copy(), attempts)
         began = time.perf_counter()
         for callback in trainer.lesson_callbacks:
             callback(lesson)

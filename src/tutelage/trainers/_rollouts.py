@@ -1,4 +1,7 @@
-"""Rollouts beside the lesson's own: what a curriculum wants measured, what a teacher has made with help. And the check of a judgement."""
+"""Rollouts beside the lesson's own: what a curriculum wants measured, what a teacher has made with help.
+
+And the check of a judgement, and a lesson in words.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 
 from tutelage.errors import TutelageError
 from tutelage.trainers._batches import Rollouts
+from tutelage.trainers.ledger import Attempts
 
 if TYPE_CHECKING:
     from tutelage.trainers.trl import GRPOLessons
@@ -39,6 +43,17 @@ def joined_columns(batches: Sequence[tuple[Rollouts, int]]) -> dict[str, NDArray
     """The columns (N, G) of all rows that count."""
     parts = [{name: value[:count] for name, value in rollouts.columns.items()} for rollouts, count in batches]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def attempts_in_words(trainer: GRPOLessons, rows_N: NDArray[np.int64], rollouts: Rollouts) -> Attempts:
+    """Prompts, texts and terms of the reward of a lesson, on every rank."""
+    shape = rollouts.columns["reward"].shape
+    said_B, reward_BF = trainer.said(rollouts), rollouts.reward_BF.double().cpu().numpy()
+    return Attempts(
+        prompt_N=[row["prompt"] for row in trainer.rows(rows_N)],
+        completion_NG=[said_B[start : start + shape[1]] for start in range(0, len(said_B), shape[1])],
+        terms_NG={name: reward_BF[:, f].reshape(shape) for f, name in enumerate(trainer.reward_func_names)},
+    )
 
 
 def check_judgement(trainer: GRPOLessons, columns: dict[str, NDArray[Any]]) -> None:

@@ -50,11 +50,25 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class Attempts:
+    """The student's own attempts of a lesson in words.
+
+    prompt_N: each task's prompt, as the data set has it. completion_NG: lists of texts, without special tokens. terms_NG: what each reward
+    function gave, unweighted, (N, G) each, NaN where it did not score.
+    """
+
+    prompt_N: list[Any]
+    completion_NG: list[list[str]]
+    terms_NG: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
 class Lesson:
     """One proposal and what came of it, as `lesson_callbacks` get it on rank 0.
 
     step: the optimiser step, from 0. rows_N: the proposed rows of the pool. outcomes: of all of them. admitted_N: which groups may train
-    (of these a full batch takes the first it needs). ledger: as it stood right after.
+    (of these a full batch takes the first it needs). ledger: as it stood right after. attempts: of GRPO, and only where a callback has the
+    attribute `needs_attempts = True`, for texts must be decoded and gathered.
     """
 
     step: int
@@ -62,3 +76,4 @@ class Lesson:
     outcomes: Outcomes
     admitted_N: NDArray[np.bool_]
     ledger: Ledger
+    attempts: Attempts | None = None

@@ -1,0 +1,28 @@
+"""Rollout logs: what a policy wrote and what it got for it, one row per attempt, as JSON Lines or Parquet.
+
+    from tutelage.rollouts import RolloutReader, RolloutWriter
+
+    with RolloutWriter("rollouts.jsonl") as log:
+        log.write({"step": 0, "prompt_id": "7", "completion": "4", "reward": 1.0, "solved": 1.0})
+    reader = RolloutReader("rollouts.jsonl")
+    for chunk in reader:
+        chunk.reward_B, chunk.solved_B, chunk.columns.get("tokens")
+    reader.warnings
+
+A log has the columns `step` (of the optimiser, from 0), `prompt_id`, `completion`, `reward` (what was optimised) and `solved` (the
+verifier's judgement before any shaping, in [0, 1]; null where there is none). It may have `prompt`, `group` (attempts that were compared
+with each other; by default those at one prompt in one step), `tokens` (ids of the completion, or their number), `logprobs`, `source`,
+`span` (what the verifier read: first sign and the one after the last), and each term of the reward as `reward/<name>`.
+
+`from_trl` and `from_verl` make such a log of what those engines dump; a `tutelage` trainer writes one with the lesson callback
+`tutelage.trainers.rollout_log.RolloutLog`.
+"""
+
+from __future__ import annotations
+
+from tutelage.rollouts.columns import OPTIONAL, REQUIRED, Chunk
+from tutelage.rollouts.convert import from_trl, from_verl
+from tutelage.rollouts.reader import RolloutReader
+from tutelage.rollouts.writer import RolloutWriter
+
+__all__ = ["OPTIONAL", "REQUIRED", "Chunk", "RolloutReader", "RolloutWriter", "from_trl", "from_verl"]

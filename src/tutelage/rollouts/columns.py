@@ -1,0 +1,173 @@
+"""The columns of a rollout log: which there are, and their values as arrays or an error that names the line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.errors import Tally, TutelageError
+
+REQUIRED = ("step", "prompt_id", "completion", "reward", "solved")
+OPTIONAL = ("prompt", "group", "tokens", "logprobs", "source", "span")
+TERM = "reward/"
+"""Before the name of a term of the reward."""
+
+Where = Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a log, in order.
+
+    step_B: int64. prompt_id_B: strings. completion_B: text. reward_B and solved_B: float64, NaN where unknown. columns: the optional
+    columns that the log has, as lists with None where a row has no value. line_B: where each row stands in `file`, counted from 1; `unit`
+    is "line" or "row".
+    """
+
+    step_B: NDArray[np.int64]
+    prompt_id_B: list[str]
+    completion_B: list[str]
+    reward_B: NDArray[np.float64]
+    solved_B: NDArray[np.float64]
+    columns: dict[str, list[Any]]
+    line_B: NDArray[np.int64]
+    file: str
+    unit: str
+
+    def __len__(self) -> int:
+        return len(self.prompt_id_B)
+
+    def where(self, b: int) -> str:
+        """Row `b` as a reader finds it."""
+        return f"{self.file}, {self.unit} {self.line_B[b]}"
+
+    @property
+    def group_B(self) -> list[str]:
+        """Whom each attempt was compared with: those with the same step and the same entry here. The prompt, where no group is given."""
+        group = self.columns.get("group")
+        if group is None:
+            return self.prompt_id_B
+        return [prompt if given is None else f"group {given}" for given, prompt in zip(group, self.prompt_id_B, strict=True)]
+
+
+def is_known(name: str) -> bool:
+    """Whether a column means something in a rollout log."""
+    return name in REQUIRED or name in OPTIONAL or (name.startswith(TERM) and len(name) > len(TERM))
+
+
+def check_names(names: Sequence[str], where: str, tally: Tally) -> None:
+    """Raise if a required column is missing; count those that nothing is known of."""
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        raise TutelageError(_missing(missing, names, where))
+    for name in names:
+        if not is_known(name):
+            tally.add(f"the column {name!r} is none of a rollout log's and was not read", where)
+
+
+def _missing(missing: Sequence[str], names: Sequence[str], where: str) -> str:
+    others = [name for name in names if not is_known(name)]
+    near = [(want, difflib.get_close_matches(want, others, n=1, cutoff=0.6)) for want in missing]
+    renamed = [f"is {found[0]!r} meant as {want!r}?" for want, found in near if found]
+    if {"input", "output", "score"} <= set(names):
+        fix = "It looks like a dump of verl: convert it with tutelage.rollouts.from_verl(path, out, solved='acc')."
+    elif {"prompt", "completion", "advantage"} <= set(names):
+        fix = "It looks like TRL's table of completions: convert it with tutelage.rollouts.from_trl(path, out, solved='its_verifier')."
+    else:
+        fix = (" ".join(renamed) + " " if renamed else "") + "Rename or add them; `solved` may be null where no verifier judged."
+    return (
+        f"{where} lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, names)) or 'no columns'}. A rollout log needs "
+        f"{', '.join(REQUIRED)}. {fix}"
+    )
+
+
+def steps(values: Sequence[Any], where: Where) -> NDArray[np.int64]:
+    """Steps as int64: whole numbers, none negative."""
+    for b, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value < 0 or value != int(value):
+            raise TutelageError(f"{where(b)}: step is {value!r}; expected a whole number, 0 or more: the optimiser step of the attempt.")
+    return np.array(values, dtype=np.int64)
+
+
+def names_of(values: Sequence[Any], where: Where) -> list[str]:
+    """Prompt ids as strings."""
+    for b, value in enumerate(values):
+        if value is None or isinstance(value, float | bool | list | dict):
+            raise TutelageError(
+                f"{where(b)}: prompt_id is {value!r}; expected a string or a whole number that stands for the same prompt in every step."
+            )
+    return [str(value) for value in values]
+
+
+def texts(values: Sequence[Any], where: Where, tally: Tally) -> list[str]:
+    """Completions as text; of chat messages, their contents one after the other."""
+    if all(type(value) is str for value in values):
+        return list(values)
+    found = []
+    for b, value in enumerate(values):
+        text = as_text(value)
+        if text is None:
+            raise TutelageError(f"{where(b)}: completion is {str(value)[:60]!r}; expected text, or a list of chat messages.")
+        if value is None:
+            tally.add("completions that are null, read as empty", where(b))
+        found.append(text)
+    return found
+
+
+def as_text(value: Any) -> str | None:
+    """A text or the contents of chat messages; empty for null, None for anything else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list) and all(isinstance(message, Mapping) for message in value):
+        contents = [message.get("content") for message in value]
+        return "\n".join(text if isinstance(text, str) else "" if text is None else str(text) for text in contents)
+    return None
+
+
+def numbers(values: Sequence[Any], name: str, where: Where, tally: Tally) -> NDArray[np.float64]:
+    """A column of numbers as float64; null, NaN and infinite ones are NaN and counted (a null `solved` is normal, and is not)."""
+    for b, value in enumerate(values):
+        if not (value is None or isinstance(value, int | float)):
+            raise TutelageError(f"{where(b)}: {name} is {str(value)[:40]!r} of type {type(value).__name__}; expected a number or null.")
+    array = np.array(values, dtype=np.float64)
+    bad_B = ~np.isfinite(array)
+    if name == "solved":
+        off_B = ~bad_B & ((array < 0) | (array > 1))
+        if off_B.any():
+            b = int(off_B.argmax())
+            raise TutelageError(
+                f"{where(b)}: solved is {array[b]:g}; it is the verifier's judgement before any shaping, in [0, 1]. Likely cause: the "
+                "shaped reward was logged in its place. Log the judgement, or null where there is none."
+            )
+        bad_B &= np.array([value is not None for value in values])
+    if bad_B.any():
+        tally.add(f"values of {name} that are null, NaN or infinite", where(int(bad_B.argmax())), int(bad_B.sum()))
+    return np.where(np.isfinite(array), array, np.nan)
+
+
+def make_chunk(columns: Mapping[str, list[Any]], line_B: Sequence[int], file: str, unit: str, tally: Tally) -> Chunk:
+    """Checked arrays of raw columns."""
+
+    def where(b: int) -> str:
+        return f"{file}, {unit} {line_B[b]}"
+
+    extra = {name: values for name, values in columns.items() if name not in REQUIRED}
+    for name in extra:
+        if name.startswith(TERM):
+            extra[name] = numbers(extra[name], name, where, tally).tolist()
+    return Chunk(
+        step_B=steps(columns["step"], where),
+        prompt_id_B=names_of(columns["prompt_id"], where),
+        completion_B=texts(columns["completion"], where, tally),
+        reward_B=numbers(columns["reward"], "reward", where, tally),
+        solved_B=numbers(columns["solved"], "solved", where, tally),
+        columns=extra,
+        line_B=np.array(line_B, dtype=np.int64),
+        file=file,
+        unit=unit,
+    )
