@@ -43,7 +43,7 @@ def rewards(
         print(verdict.to_json())
     else:
         render(verdict, Console(width=None if Console().is_terminal else 100))
-    if SEVERITIES.index(verdict.severity) >= SEVERITIES.index(threshold):  # type: ignore[arg-type]
+    if SEVERITIES.index(verdict.severity) >= SEVERITIES.index(threshold):
         raise typer.Exit(1)
 
 
