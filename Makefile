@@ -33,6 +33,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/pool_and_curricula.py
 	$(BIN)/python benchmarks/angle_concentration.py
 	$(BIN)/python benchmarks/compare_throughput.py
+	$(BIN)/python benchmarks/sasr_decision.py
+	$(BIN)/python benchmarks/tpaw_throughput.py
+	$(BIN)/python benchmarks/edit_pack.py
 
 env: $(STAMP)
 
