@@ -39,7 +39,6 @@ from tutelage.edits.packs.low_rank import energy_rank, squared_singular_values
 from tutelage.edits.packs.rules import Rules, parse_rules
 from tutelage.edits.store import WeightStore
 from tutelage.errors import missing_extra
-from tutelage.model_edits.routing import PackRack
 from tutelage.registry import edits, replications
 from tutelage.study.replicate import Arm, Cell, Comparison, Replication
 
@@ -199,6 +198,7 @@ def _classroom(seed: int, size: Scale) -> Classroom:
 
 
 def _accuracy(student: ParallelAnswers, tasks: SortingTasks) -> float:
+    from tutelage.model_edits.routing import PackRack
     from tutelage.students.parallel_answers import success_rate
 
     return float(success_rate(student, tasks).mean())
