@@ -198,7 +198,6 @@ def _classroom(seed: int, size: Scale) -> Classroom:
 
 
 def _accuracy(student: ParallelAnswers, tasks: SortingTasks) -> float:
-    from tutelage.model_edits.routing import PackRack
     from tutelage.students.parallel_answers import success_rate
 
     return float(success_rate(student, tasks).mean())
@@ -218,6 +217,8 @@ def _rank_of_ninety(room: Classroom) -> float:
 
 def keep(seed: int, size: Scale, candidates: Candidates, budget: float) -> Cell:
     """Pack the skill of a seed's student, load the pack, and measure both skills with it and after it is gone."""
+    from tutelage.model_edits.routing import PackRack
+
     room = _classroom(seed, size)
     with tempfile.TemporaryDirectory(prefix="graftllm-") as folder:
         path = _pack_best(room.base, room.tuned, Path(folder), _fitting(room.base, candidates(room.base)[:: size.every], budget), budget)
