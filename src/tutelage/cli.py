@@ -24,8 +24,6 @@ edit.command()(unlearn)
 edit.command()(calibrate)
 app.add_typer(edit, name="edit")
 app.add_typer(audit, name="audit")
-app.command("probe")(probe)
-app.command()(teach)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
@@ -230,6 +228,10 @@ def copy_part(
 
     path, new_name = catalogue.copy(catalogue.find(name), to)
     typer.echo(f"{path}  (registers as {new_name!r}: import it, or name it in the entry-point group of your package)")
+
+
+app.command("probe")(probe)
+app.command()(teach)
 
 
 def main() -> None:

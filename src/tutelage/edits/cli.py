@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Change a checkpoint's weights: compare, merge, pack, add and take off task vectors, verify.")
+app = typer.Typer(
+    no_args_is_help=True, help="Change a checkpoint's weights: compare, merge, pack, prune, unlearn, add and take off task vectors."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
