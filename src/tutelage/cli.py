@@ -11,6 +11,7 @@ import typer
 
 from tutelage.audits.cli import app as audit
 from tutelage.edits.cli import app as edit
+from tutelage.edits.cli import command_line
 from tutelage.model_edits.cli import calibrate, prune, unlearn
 from tutelage.study.probe import command as probe
 from tutelage.teachers.cli import teach
@@ -98,7 +99,7 @@ def compare(
         return
     console = _console(quiet=as_json)
     with Display(console) as display:
-        league = study.run_comparison(comparison, jobs=jobs, command=_command(), tell=display)
+        league = study.run_comparison(comparison, jobs=jobs, command=command_line(), tell=display)
     if as_json:
         _print_json(without_nan(league))
         return
@@ -139,7 +140,7 @@ def train(
     if dry_run:
         _print_json(single.resolved(run, job, folder))
         return
-    record = single.train(run, job, folder, command=_command(), console=_console(quiet=as_json))
+    record = single.train(run, job, folder, command=command_line(), console=_console(quiet=as_json))
     if as_json:
         _print_json(record)
 
@@ -165,7 +166,7 @@ def replicate(
     folder = out or Path("runs/smoke" if smoke else "results")
     results = []
     for name in replications.names() if slug is None else [slug]:
-        results.append(study.run(name, seeds=seeds, jobs=jobs, smoke=smoke, out=folder, progress=_lines(console), command=_command()))
+        results.append(study.run(name, seeds=seeds, jobs=jobs, smoke=smoke, out=folder, progress=_lines(console), command=command_line()))
         if not as_json:
             study.render(results[-1], _console(stdout=True))
     if as_json:
@@ -256,10 +257,6 @@ def _console(*, quiet: bool = False, stdout: bool = False) -> Any:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
-
-
-def _command() -> str:
-    return " ".join(["tutelage", *sys.argv[1:]])
 
 
 def _lines(console: Any) -> Any:

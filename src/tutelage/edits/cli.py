@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -288,6 +289,11 @@ def _size(count: int) -> str:
             return f"{count} bytes" if unit == "bytes" else f"{size:.2f} {unit}"
         size /= 1000
     return f"{size:.2f} TB"
+
+
+def command_line() -> str:
+    """The command as it was typed, for records."""
+    return " ".join(["tutelage", *sys.argv[1:]])
 
 
 def print_json(value: Any) -> None:

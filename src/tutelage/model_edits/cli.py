@@ -5,13 +5,12 @@ Every command imports what it needs when it runs.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tutelage.edits.cli import DryRun, Json, OutDir, print_json, print_plan, show_table
+from tutelage.edits.cli import DryRun, Json, OutDir, command_line, print_json, print_plan, show_table
 from tutelage.errors import TutelageError
 
 ModelDir = Annotated[Path, typer.Argument(metavar="MODEL", help="A model directory, or for prune a PEFT adapter.")]
@@ -50,6 +49,7 @@ def prune(
     """One-shot pruning of the weights that harmful text activates most (Antidote), measured before and after."""
     from tutelage.model_edits import prune as edit
     from tutelage.model_edits.antidote import Antidote
+    from tutelage.tasks.verifiers.custom import load_function
 
     where = scope or ("adapter" if (model / "adapter_config.json").exists() else "delta" if base else "weights")
     part = Antidote(amount=amount, scope=where, score=score, granularity=granularity, seed=seed)  # type: ignore[arg-type]
@@ -58,15 +58,15 @@ def prune(
         print_plan(edit.plan_prune(model, where, base=base, layers=chosen), as_json)
         return
     _check_out(out)
-    _, tokenizer, _ = edit.opened(model, base if where == "adapter" else None)
-    texts = edit.read_texts(tokenizer, calibration, benign=benign, task=task, seed=seed)
-    options: dict[str, Any] = {"judge": _function(judge)} if judge else {}
-    job = edit.Pruning(model, texts, part, base=base, layers=chosen, batch_size=batch_size, max_new_tokens=max_new_tokens, **options)
+    opened = edit.opened(model, base if where == "adapter" else None)
+    texts = edit.read_texts(opened.tokenizer, calibration, benign=benign, task=task, seed=seed)
+    options: dict[str, Any] = {"judge": load_function(judge)} if judge else {}
+    job = edit.Pruning(opened, texts, part, base=base, layers=chosen, batch_size=batch_size, max_new_tokens=max_new_tokens, **options)
     table = [{"amount": a, **job.try_amount(a)} for a in _numbers(sweep)] if sweep else []
     if table:
         _show_sweep(table, edit.pareto(table), as_json)
         amount = table[edit.choose(table, target_harm=target_harm, most_loss=most_loss)]["amount"]
-    record = edit.prune_checkpoint(job, out, amount, undo=undo, command=_command())
+    record = edit.prune_checkpoint(job, out, amount, undo=undo, command=command_line())
     if as_json:
         print_json(record | {"out": str(out), "sweep": table})
         return
@@ -117,7 +117,7 @@ def unlearn(
     numbers = [int(n) for n in _numbers(sweep)] if sweep else []
     with _steps(max(numbers or [steps]), quiet=as_json) as tell:
         record = edit.forget_checkpoint(
-            job, out, sweep=numbers, target=target, most_loss=most_loss, undo=undo, command=_command(), tell=tell
+            job, out, sweep=numbers, target=target, most_loss=most_loss, undo=undo, command=command_line(), tell=tell
         )
     if as_json:
         print_json(record | {"out": str(out)})
@@ -181,16 +181,6 @@ def _numbers(text: str) -> list[float]:
         raise TutelageError(f"Cannot read the numbers {text!r}; write them with commas between, such as 0.01,0.02,0.05.") from None
 
 
-def _function(spec: str) -> Any:
-    import importlib
-
-    module, _, name = spec.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TutelageError(f"Cannot load the judge {spec!r}: {error}. Write module:function, importable from here.") from None
-
-
 def _steps(total: int, *, quiet: bool) -> Any:
     from contextlib import contextmanager
 
@@ -231,7 +221,3 @@ def _show_change(record: dict[str, Any], out: Path) -> None:
 
 def _shown(value: Any) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _command() -> str:
-    return " ".join(["tutelage", *sys.argv[1:]])

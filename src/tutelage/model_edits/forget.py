@@ -1,6 +1,7 @@
 """Unlearning on directories: what is to go and what is to stay from files, the changed tensors written back, resumable.
 
-    result = forget_checkpoint("model/", "forget.jsonl", "retain.jsonl", "out/", method="cku", steps=100)
+    job = Job(Path("model"), Path("forget.jsonl"), Path("retain.jsonl"), Settings(method="cku", steps=100))
+    record = forget_checkpoint(job, Path("out"))
 
 Measured before and after, by reading: what the model still knows of the forget set and of a part of the retain set that is kept aside from
 training (`metrics.py`). The state is kept in `OUT.partial/` while it works, so that a killed command, repeated, goes on.

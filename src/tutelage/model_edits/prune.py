@@ -1,6 +1,8 @@
 """Antidote on directories: statistics from a loaded model, masks, and the pruned checkpoint written tensor by tensor.
 
-    result = prune_checkpoint("tuned/", "harmful.jsonl", "out/", Antidote(amount=0.05), base="aligned/")
+    source = opened(Path("tuned"), None)
+    job = Pruning(source, read_texts(source.tokenizer, Path("harmful.jsonl")), Antidote(scope="delta"), base=Path("aligned"))
+    record = prune_checkpoint(job, Path("out"), 0.05)
 
 What is measured before and after, on examples kept aside from calibration: the behaviours of answers to the harmful prompts (harmful,
 refused, garbled, other), and, where a task's file is given, the share of its answers said exactly. A sweep measures several amounts in
@@ -14,7 +16,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,15 +51,23 @@ class Texts:
     task: list[Example] = dataclasses.field(default_factory=list)
 
 
+class Opened(NamedTuple):
+    """A loaded model with the checkpoint that it came from."""
+
+    model: nn.Module
+    tokenizer: Any
+    store: WeightStore
+
+
 class Pruning:
     """A model opened for pruning: its layers, the base's weights, the statistics; `masks(amount)` and `measure()`."""
 
     def __init__(
-        self, model_dir: Path, texts: Texts, part: Antidote, *, base: Path | None = None, layers: Sequence[str] = BLOCKS,
+        self, source: Opened, texts: Texts, part: Antidote, *, base: Path | None = None, layers: Sequence[str] = BLOCKS,
         judge: Judge = same_answer, batch_size: int = 8, max_new_tokens: int = 64,
     ) -> None:  # fmt: skip
         self.texts, self.part, self.judge, self.batch_size, self.max_new_tokens = texts, part, judge, batch_size, max_new_tokens
-        self.model, self.tokenizer, self.store = opened(model_dir, base if part.scope == "adapter" else None)
+        self.model, self.tokenizer, self.store = source
         chosen = ("lora_",) if part.scope == "adapter" else tuple(layers)
         self.layers = linear_layers(self.model, chosen)
         self.names = {name: stored_name(name, self.store) for name in self.layers}
@@ -175,12 +185,12 @@ def prune_checkpoint(job: Pruning, out: Path, amount: float, *, undo: str = "bas
     return rewrite(job.store, out, job.new_tensors(masks), edit="prune", details=details, undo=undo, more=more, tell=tell)
 
 
-def opened(model_dir: Path, base: Path | None) -> tuple[nn.Module, Any, WeightStore]:
-    """(model, tokenizer, store) of a model directory, or of a PEFT adapter over its base."""
+def opened(model_dir: Path, base: Path | None) -> Opened:
+    """A model directory, or a PEFT adapter over its base."""
     store = WeightStore(model_dir)
     if not (model_dir / "adapter_config.json").exists():
         model, tokenizer = load_model(str(model_dir), dtype=torch.float32)
-        return model.eval(), tokenizer, store
+        return Opened(model.eval(), tokenizer, store)
     from peft import PeftModel
 
     named = json.loads((model_dir / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -188,7 +198,7 @@ def opened(model_dir: Path, base: Path | None) -> tuple[nn.Module, Any, WeightSt
     if not place:
         raise TutelageError(f"The adapter {model_dir} does not say which model it belongs to: give --base DIR.")
     model, tokenizer = load_model(place, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, str(model_dir)).eval(), tokenizer, store
+    return Opened(PeftModel.from_pretrained(model, str(model_dir)).eval(), tokenizer, store)
 
 
 def stored_name(layer: str, store: WeightStore) -> str:
