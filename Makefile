@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[lm,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[lm,rl,dev]"
 	touch $(STAMP)
 
 clean:

@@ -263,7 +263,7 @@ def test_the_command_and_its_exit_status(tmp_path: Path, monkeypatch: pytest.Mon
         ([tmp_path / "none.jsonl"], "There is no"),
         ([clean, "--threshold", "hihg"], "Did you mean 'high'"),
         ([clean, "--set", "ded=0.7"], "Did you mean 'dead'"),
-        ([clean, "--set", "dead"], "expected NAME=SHARE"),
+        ([clean, "--set", "dead"], "expected NAME=VALUE"),
     ):
         status, out, error = command(*arguments)
         assert status == 2

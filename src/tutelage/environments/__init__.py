@@ -1,0 +1,1 @@
+"""Worlds of reinforcement-learning agents whose difficulty is a point of a box (the extra `rl`)."""
