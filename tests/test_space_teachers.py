@@ -58,6 +58,24 @@ def test_progress_is_that_of_a_full_search() -> None:
         assert again.observe(task_D, 0.5) == progress.observe(task_D, 0.5)
 
 
+@pytest.mark.parametrize("most", [1, 1024])
+def test_progress_of_a_bounded_history(most: int) -> None:
+    """Whole blocks of 512, and the one under way; a store that is cut and restored answers alike."""
+    rng = np.random.default_rng(0)
+    task_MD, reward_M = rng.random((3000, 2)), rng.random(3000)
+    progress, blocks = AbsoluteLearningProgress(2, most=most), 512 * -(-most // 512)
+    for m, (task_D, reward) in enumerate(zip(task_MD, reward_M, strict=True)):
+        first = max(0, m - m % 512 - blocks) if m >= 512 else 0
+        got = progress.observe(task_D, float(reward))
+        if m >= 6:
+            assert got == abs(reward - reward_M[first + np.argmin(((task_MD[first:m] - task_D) ** 2).sum(axis=1))])
+    assert len(progress.pairs) == blocks + 3000 % 512
+    again = AbsoluteLearningProgress(2, most=most)
+    again.pairs = progress.pairs
+    for task_D in rng.random((700, 2)):
+        assert again.observe(task_D, 0.5) == progress.observe(task_D, 0.5)
+
+
 def test_proportional_choice() -> None:
     assert proportional(np.array([0.0, 0.0])).tolist() == [0.5, 0.5]
     assert proportional(np.array([1.0, 3.0])).tolist() == [0.25, 0.75]
@@ -265,6 +283,11 @@ def test_adr_relative_step() -> None:
     [
         ("adr", {"initial": (2.0,)}, r"adr: initial row 0: x0 is 2.0, outside \[0.0, 1.0\]"),
         ("adr", {"low": 3.0, "high": 2.0}, "low must lie below high"),
+        ("adr", {"step": float("nan")}, "step be above 0"),
+        ("oracle", {"threshold": float("nan")}, "threshold must be finite"),
+        ("riac", {"mutation_noise": float("nan")}, "mutation_noise finite and at least 0"),
+        ("riac", {"random_share": float("nan")}, "mutation_share and random_share"),
+        ("alp-gmm", {"history": 0}, "history must be at least 1"),
         ("oracle", {"step": (0.1, 0.1)}, "step needs one finite number for each of x0"),
         ("oracle", {"width": 0.0}, "width must lie in"),
         ("riac", {"discard": 0.0}, "discard"),
