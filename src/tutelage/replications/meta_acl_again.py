@@ -47,6 +47,9 @@ Float = NDArray[np.float64]
 Room = Literal["whole", "without the corner"]
 
 CORNERS = 4
+ALP_GMM_SHARE = 0.3
+OPT_OUT: dict[str, Any] = {"max_distance": 0.05}
+PATIENCE: dict[str, Any] = {"patience": 500}
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def student_of(corner: int, size: Scale) -> GriddedStudent:
     return GriddedStudent(cells=size.cells, start=start, neighbours="adjacent")
 
 
-def tests_of(size: Scale) -> tuple[tuple[float, ...], ...]:
+def cell_centres(size: Scale) -> tuple[tuple[float, ...], ...]:
     """The middle of every cell."""
     return tuple(((row + 0.5) / size.cells, (column + 0.5) / size.cells) for row, column in np.ndindex(size.cells, size.cells))
 
@@ -83,7 +86,7 @@ def mixtures(size: Scale) -> dict[str, Any]:
 
 
 def again(space: TaskSpace, size: Scale, **hyper: Any) -> Again:
-    return Again(space, test_points=tests_of(size), test_every=size.test_every, **mixtures(size), **hyper)
+    return Again(space, test_points=cell_centres(size), test_every=size.test_every, **mixtures(size), **hyper)
 
 
 def teach(student: GriddedStudent, curriculum: Curriculum, size: Scale) -> tuple[dict[str, list[float]], NDArray[np.uint8]]:
@@ -153,7 +156,7 @@ def replay(corner: int, visited: str, size: Scale = FULL) -> tuple[NDArray[np.ui
     """A recorded run again: the cell of every task, its return, and the student as it ended."""
     student = student_of(corner, size)
     visited_M = np.frombuffer(zlib.decompress(base64.b64decode(visited)), dtype=np.uint8)
-    return visited_M, student.attempt(np.array(tests_of(size))[visited_M]), student
+    return visited_M, student.attempt(np.array(cell_centres(size))[visited_M]), student
 
 
 @dataclass(frozen=True)
@@ -174,3 +177,39 @@ class Teacher:
 
 def arm(about: str, teacher: Teacher) -> Arm:
     return Arm(run=teacher.run, about=about, settings={"curriculum": teacher.curriculum, "classroom": teacher.room, **teacher.hyper})
+
+
+@replications.register("meta-acl-again")
+def meta_acl_again() -> Replication:
+    """With a similar student in its classroom, AGAIN masters more of a task space, sooner, than ALP-GMM, which starts from nothing.
+
+    See the module for set-up, controls and departures.
+    """
+    absent: Room = "without the corner"
+    return Replication(
+        paper="arXiv 2011.08463",
+        metric="area",
+        metric_about="area under the share of cells mastered against episodes, as its mean height",
+        budget=f"{FULL.episodes:,} episodes of one new student; the classroom's {CORNERS * FULL.per_corner} earlier students are given",
+        seeds=16,
+        settings=asdict(FULL),
+        arms={
+            "random": arm("uniform tasks", Teacher("random")),
+            "alp_gmm": arm("ALP-GMM, from nothing", Teacher("alp-gmm", hyper={"random_share": ALP_GMM_SHARE})),
+            "again": arm("AGAIN, rule R with the live mixture", Teacher()),
+            "again_random_expert": arm("AGAIN, the expert drawn from all earlier students", Teacher(hyper={"select": "random"})),
+            "again_opt_out": arm("AGAIN, no expert beyond a distance", Teacher(hyper=OPT_OUT)),
+            "absent": arm("AGAIN, no earlier student of this corner", Teacher(room=absent)),
+            "absent_opt_out": arm("the same, no expert beyond a distance", Teacher(room=absent, hyper=OPT_OUT)),
+            "absent_patience": arm("the same, a niche is left in time", Teacher(room=absent, hyper=PATIENCE)),
+        },
+        comparisons=(
+            Comparison(method="again", baseline="alp_gmm"),
+            Comparison(method="again", baseline="again_random_expert"),
+            Comparison(method="again_opt_out", baseline="alp_gmm"),
+            Comparison(method="absent", baseline="alp_gmm"),
+            Comparison(method="absent_opt_out", baseline="absent"),
+            Comparison(method="absent_patience", baseline="absent"),
+            Comparison(method="alp_gmm", baseline="random"),
+        ),
+    )
