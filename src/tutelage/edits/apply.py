@@ -38,12 +38,12 @@ def plan_apply(base: WeightStore, vectors: list[TaskVector], *, only: list[str] 
     """What `apply` will do. Raises where a vector is of another base, as far as headers tell, or a pattern matches nothing."""
     for vector in vectors:
         vector.check_names(base)
-    names = [name for name in base.names if any(name in v.stored.tensors for v in vectors)]
+    names = [name for name in base.names if any(name in v.names for v in vectors)]
     touched = match(only, names) if only is not None else names
     for name in touched:
         require_editable(base.tensors[name])
     aside = {name: "not among the chosen patterns" for name in names if name not in set(touched)}
-    read = sum(v.stored.tensors[n].nbytes for v in vectors for n in touched if n in v.stored.tensors)
+    read = sum(v.nbytes(n) for v in vectors for n in touched if n in v.names)
     return Plan(
         touched, len(base.tensors) - len(touched), base.nbytes + read, base.nbytes,
         peak_memory(base.tensors.values(), 1 + len(vectors), whole=any(v.WHOLE for v in vectors)), aside | base.others()[1],
@@ -96,7 +96,7 @@ def apply(
 
 def sum_of(vectors: list[TaskVector], name: str, elements: int) -> Iterator[Array]:
     """The chunks of Σ_v τ_v of one tensor, over the vectors that have it."""
-    sources = [v.numbers(name, elements) for v in vectors if name in v.stored.tensors]
+    sources = [v.numbers(name, elements) for v in vectors if name in v.names]
     for parts in zip(*sources, strict=True):
         total = parts[0]
         for part in parts[1:]:
@@ -114,7 +114,7 @@ class _Apply:
 
     def produce(self, info: TensorInfo) -> Chunks:
         name = self.base.tied.get(info.name, info.name)
-        before = Fingerprint(info, *(vector.base[name] for vector in self.vectors))
+        before = Fingerprint(info, *(vector.base[name] for vector in self.vectors if vector.base))
         if name in self.touched:
             after = Fingerprint(info)
             yield from self._edited(info, name, before, after)
@@ -124,7 +124,7 @@ class _Apply:
                 before.update(stored)
                 yield stored
         for vector in self.vectors:
-            if not before.matches(vector.base[name]):
+            if vector.base and not before.matches(vector.base[name]):
                 vector.check_base(self.base)  # reads the rest, so that the error counts every tensor that differs
                 raise wrong_base(vector.path, self.base.path, [info.name])
         return before.hexdigest(), after.hexdigest()

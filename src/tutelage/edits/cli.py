@@ -21,7 +21,7 @@ OutDir = Annotated[Path, typer.Option("-o", "--out", help="A directory that does
 Jobs = Annotated[
     int | None, typer.Option("--jobs", help="Worker processes, for checkpoints of gigabytes.", show_default="one per core, at most 4")
 ]
-Vectors = Annotated[list[Path], typer.Argument(help="Task vectors, as written by diff, or packs, as written by pack.")]
+Vectors = Annotated[list[Path], typer.Argument(help="Task vectors, packs, or PEFT adapters.")]
 
 
 @app.command()
@@ -153,7 +153,7 @@ def apply(
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Add task vectors or packs to their base; `remove` takes them off again, to the bit."""
+    """Add task vectors, packs or PEFT adapters to their base; `remove` takes them off again, to the bit."""
     from tutelage.edits.apply import SIDECAR, plan_apply
     from tutelage.edits.apply import apply as add
     from tutelage.edits.packs.pack import open_vector

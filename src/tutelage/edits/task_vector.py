@@ -32,7 +32,8 @@ VERSION = 2  # 1: fingerprints of SHA-256
 
 
 class TaskVector:
-    """A task vector on disk. `base` maps each tensor of the base to its fingerprint; `stored` is the store of the file's own tensors."""
+    """A task vector on disk. `base` maps each tensor of the base to its fingerprint (empty where it knows none); `stored` is the store of
+    the file's own tensors."""
 
     FORMAT, VERSION = FORMAT, VERSION
     KIND, MAKE = "a task vector", "tutelage edit diff BASE TUNED -o"
@@ -62,6 +63,10 @@ class TaskVector:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.stored.tensors[name].shape
+
+    def nbytes(self, name: str) -> int:
+        """Bytes that one tensor's difference takes on disk."""
+        return self.stored.tensors[name].nbytes
 
     def numbers(self, name: str, elements: int | None) -> Iterator[Array]:
         """The difference of one tensor, flat, `elements` at a time; not looked through for NaN."""
