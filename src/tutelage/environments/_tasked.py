@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.errors import TutelageError, missing_extra, unknown
+from tutelage.errors import TutelageError, unknown
 from tutelage.spaces import TaskSpace
-
-try:
-    import gymnasium as gym
-except ImportError:
-    raise missing_extra("gymnasium", "rl") from None
 
 Float = NDArray[np.float64]
 
@@ -30,7 +26,7 @@ class TaskedEnv(gym.Env[Any, Any]):
 
     task_space: TaskSpace
     mastery_return: float
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 50}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 - declared by Gymnasium
     task: Float
     episode_return: float = 0.0
 

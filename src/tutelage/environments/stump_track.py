@@ -15,24 +15,24 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from Box2D import b2
 from gymnasium.utils import EzPickle
 
-from tutelage.environments._embodied import FRICTION, TERRAIN_HEIGHT, TERRAIN_LENGTH, TERRAIN_STEP, EmbodiedEnv, Shape
+from tutelage.environments._building import GROUND, b2
+from tutelage.environments._embodied import END, FRICTION, START, TERRAIN_HEIGHT, TERRAIN_STEP, EmbodiedEnv, Shape
 from tutelage.environments._tasked import Float
-from tutelage.environments.bodies import GROUND, WALKERS, named
+from tutelage.environments.bodies import WALKERS, named
 from tutelage.spaces import TaskSpace
 
 LOWEST, SPREAD, NEAREST = 0.05, 0.1, 0.01
-END = TERRAIN_LENGTH * TERRAIN_STEP
+GRASS, STONE = (102, 153, 76), (153, 153, 153)
 
 
 class StumpTrack(EmbodiedEnv):
     """A walker crosses stumps; mastered is a return above 230.
 
-    Registered as `tutelage/StumpTrack-v0`, 2,000 steps an episode. body: one of `tutelage.environments.bodies.WALKERS`. space: other bounds for
-    (stump_height, spacing), such as a height in [0, 9], mostly out of reach, or in [-3, 3], half of it flat. limb_size: factor on the length
-    of the legs. Raises `TutelageError` for an unknown body and for a task that is not in the space.
+    Registered as `tutelage/StumpTrack-v0`, 2,000 steps an episode. body: one of `tutelage.environments.bodies.WALKERS`. space: other bounds
+    for (stump_height, spacing), such as a height in [0, 9], mostly out of reach, or in [-3, 3], half of it flat. limb_size: factor on the
+    length of the legs. Raises `TutelageError` for an unknown body and for a task that is not in the space.
     """
 
     task_space = TaskSpace([0.0, 0.0], [3.0, 6.0], names=["stump_height", "spacing"])
@@ -45,22 +45,20 @@ class StumpTrack(EmbodiedEnv):
 
     def _lay(self, task_D: Float) -> None:
         height, spacing = float(task_D[0]), max(NEAREST, float(task_D[1]))
-        stumps = math.ceil((END - self._start) / (TERRAIN_STEP + spacing))
-        left_S = self._start + np.arange(stumps) * (TERRAIN_STEP + spacing)
+        stumps = math.ceil((END - START) / (TERRAIN_STEP + spacing))
+        left_S = START + np.arange(stumps) * (TERRAIN_STEP + spacing)
         height_S = np.maximum(LOWEST, self.np_random.normal(height, SPREAD, stumps)) * TERRAIN_STEP
         self.stumps_S2 = np.stack([left_S, height_S], axis=1)
-        ground = self._world.CreateStaticBody()
-        ground.CreateFixture(
-            shape=b2.edgeShape(vertices=[(0, TERRAIN_HEIGHT), (END + spacing, TERRAIN_HEIGHT)]), friction=FRICTION, categoryBits=GROUND
-        )
+        terrain = self._world.CreateStaticBody()
+        ground = b2.edgeShape(vertices=[(0, TERRAIN_HEIGHT), (END + spacing, TERRAIN_HEIGHT)])
+        terrain.CreateFixture(shape=ground, friction=FRICTION, categoryBits=GROUND)
         for left, high in self.stumps_S2.tolist():
             centre = (left + TERRAIN_STEP / 2, TERRAIN_HEIGHT + high / 2)
-            ground.CreateFixture(
-                shape=b2.polygonShape(box=(TERRAIN_STEP / 2, high / 2, centre, 0.0)), friction=FRICTION, categoryBits=GROUND
-            )
+            stump = b2.polygonShape(box=(TERRAIN_STEP / 2, high / 2, centre, 0.0))
+            terrain.CreateFixture(shape=stump, friction=FRICTION, categoryBits=GROUND)
 
-    def _scenery(self) -> Iterator[Shape]:
-        yield [(0, 0), (2 * END, 0), (2 * END, TERRAIN_HEIGHT), (0, TERRAIN_HEIGHT)], (102, 153, 76)
+    def scenery(self) -> Iterator[Shape]:
+        yield [(0, 0), (2 * END, 0), (2 * END, TERRAIN_HEIGHT), (0, TERRAIN_HEIGHT)], GRASS
         for left, high in self.stumps_S2.tolist():
             right, top = left + TERRAIN_STEP, TERRAIN_HEIGHT + high
-            yield [(left, TERRAIN_HEIGHT), (right, TERRAIN_HEIGHT), (right, top), (left, top)], (153, 153, 153)
+            yield [(left, TERRAIN_HEIGHT), (right, TERRAIN_HEIGHT), (right, top), (left, top)], STONE
