@@ -16,10 +16,11 @@ from tutelage.errors import missing_extra
 
 STEPS = 2000
 _IDS: dict[str, dict[str, Any]] = {
+    "tutelage/Parkour-v0": {"entry_point": "tutelage.environments.parkour:Parkour", "max_episode_steps": STEPS},
     "tutelage/StumpTrack-v0": {"entry_point": "tutelage.environments.stump_track:StumpTrack", "max_episode_steps": STEPS},
 }
-_NAMES = {"StumpTrack": "stump_track", "task_space_of": "_tasked"}
-__all__ = ["StumpTrack", "register", "task_space_of"]
+_NAMES = {"Parkour": "parkour", "StumpTrack": "stump_track", "task_space_of": "_tasked"}
+__all__ = ["Parkour", "StumpTrack", "register", "task_space_of"]
 
 
 def register() -> None:

@@ -15,7 +15,7 @@ try:
 except ImportError:
     raise missing_extra("Box2D", "rl") from None
 
-__all__ = ["AGENT", "CREEPER", "GROUND", "Box2D", "Built", "Grip", "Part", "b2", "build"]
+__all__ = ["AGENT", "CREEPER", "GROUND", "Box2D", "Built", "Grip", "Part", "b2", "build", "placed"]
 
 GROUND, CREEPER, AGENT = 0x0001, 0x0004, 0x0020  # collision categories
 
@@ -30,12 +30,13 @@ class Part:
 
 @dataclass
 class Grip:
-    """The end of a hand: the surfaces it touches, and the joint by which it holds on; user data of its sensor fixture."""
+    """The end of a hand: the surfaces it touches, whether it is to hold on, and the joint by which it does; user data of its sensor."""
 
     hand: Any
     tip: Point
     surfaces: list[Any] = field(default_factory=list)
     joint: Any = None
+    wants: bool = False
 
 
 @dataclass
@@ -57,7 +58,7 @@ def build(world: Any, body: Body, x: float, ground: float, *, fatal_trunk: bool)
     fatal_trunk: whether the terrain must not touch the trunk.
     """
     y = ground + (body.clearance + body.reach) / PIXELS
-    outlines = [tuple(map(_metres, shape)) for shape in (body.trunk, *(limb.shape for limb in body.limbs))]
+    outlines = [_outline(shape) for shape in (body.trunk, *(limb.shape for limb in body.limbs))]
     trunk = Part(fatal=fatal_trunk)
     built = Built([_rigid(world, (x, y), 0.0, outlines[0], trunk, density=body.density[0], friction=0.1)], [trunk], outlines)
     centres: list[Point] = []
@@ -75,6 +76,13 @@ def build(world: Any, body: Body, x: float, ground: float, *, fatal_trunk: bool)
             built.grips.append(_hand(made, outline))
     built.head = built.bodies[body.head + 1]
     return built
+
+
+def placed(outline: tuple[Point, ...], body: Any) -> list[Point]:
+    """The outline of a body where the body is now, in metres."""
+    (x, y), angle = body.position, body.angle
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return [(x + cosine * px - sine * py, y + sine * px + cosine * py) for px, py in outline]
 
 
 def _rigid(world: Any, at: Point, angle: float, outline: tuple[Point, ...], part: Part, *, density: float, friction: float = 0.2) -> Any:
@@ -119,6 +127,13 @@ def _centre(limb: Limb, body: Body, centres: list[Point], trunk: Point) -> Point
 def _turned(point: Point, angle: float) -> Point:
     cosine, sine = math.cos(angle), math.sin(angle)
     return (cosine * point[0] - sine * point[1], sine * point[0] + cosine * point[1])
+
+
+def _outline(shape: tuple[Point, ...]) -> tuple[Point, ...]:
+    """A polygon in metres, counter-clockwise."""
+    points = tuple(map(_metres, shape))
+    area = sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(points, (*points[1:], points[0]), strict=True))
+    return points if area > 0 else points[::-1]
 
 
 def _metres(point: Point) -> Point:

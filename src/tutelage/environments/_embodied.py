@@ -24,7 +24,6 @@ from tutelage.environments.bodies import PIXELS, Body
 from tutelage.errors import TutelageError
 from tutelage.spaces import TaskSpace
 
-
 FPS = 50
 VIEW = (600, 400)
 TERRAIN_STEP = 14 / PIXELS
@@ -184,8 +183,8 @@ class EmbodiedEnv(TaskedEnv, EzPickle):
         values = np.asarray(action, dtype=np.float64).tolist()
         if not isinstance(values, list) or len(values) != self._actions or not all(map(math.isfinite, values)):
             raise TutelageError(
-                f"The action {action!r} does not fit; expected {self._actions} finite numbers in [-1, 1], one per motor or grip. NaN usually "
-                "comes from a policy whose training diverged."
+                f"The action {action!r} does not fit; expected {self._actions} finite numbers in [-1, 1], one per motor or grip. NaN "
+                "usually comes from a policy whose training diverged."
             )
         return values
 
