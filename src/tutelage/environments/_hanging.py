@@ -14,8 +14,8 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from tutelage.environments._building import CREEPER, GROUND, Grip, b2
-from tutelage.environments._embodied import CEILING, FRICTION, RAYS, TERRAIN_HEIGHT, VIEW, EmbodiedEnv
+from tutelage.environments._building import Grip, b2
+from tutelage.environments._embodied import RAYS, TERRAIN_HEIGHT, VIEW, EmbodiedEnv
 from tutelage.environments._water import press
 from tutelage.environments.bodies import CLIMBERS, PIXELS, SWIMMERS, WALKERS, Body
 
@@ -117,21 +117,6 @@ class CeilingEnv(EmbodiedEnv):
             fractions.append(fraction)
             kinds.append(kind)
         return fractions + kinds
-
-    # --- terrain
-
-    def _terrain(self, points: list[tuple[float, float]], *, ceiling: bool) -> None:
-        """Ground or ceiling along a line of points."""
-        body = self._world.CreateStaticBody(userData=CEILING if ceiling else None)
-        line = b2.chainShape(vertices_chain=points)
-        body.CreateFixture(shape=line, friction=FRICTION, categoryBits=GROUND)
-
-    def _block(self, left: float, bottom: float, width: float, height: float, *, creeper: bool, ceiling: bool) -> None:
-        """A box of rock, or a creeper, which is no obstacle; with `ceiling` the rock may be gripped as well."""
-        body = self._world.CreateStaticBody(userData=CEILING if ceiling or creeper else None)
-        shape = b2.polygonShape(box=(width / 2, height / 2, (left + width / 2, bottom + height / 2), 0.0))
-        bits = CREEPER if creeper else GROUND
-        body.CreateFixture(shape=shape, friction=FRICTION, categoryBits=bits, isSensor=creeper)
 
     @property
     def camera(self) -> tuple[float, float]:

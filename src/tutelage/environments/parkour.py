@@ -7,8 +7,8 @@
     creeper_spacing   every 1 + ceil(spacing / TERRAIN_STEP) terrain steps, spacing at least 0.01 m
 
 Source: the Parkour of TeachMyAgent (Romac et al., ICML 2021, arXiv 2103.09815), its medium box for the network's inputs. Differences: the
-network's weights (see `_cppn`), so that terrains are of the same kind but not the same; ground and ceiling are chains, not single edges;
-water is a half-plane; a hand is one body with its sensor. Rewards, bodies, lidar and deaths are those of the source.
+network's weights (see `_cppn`), so that terrains are of the same kind but not the same; water is a half-plane; a hand is one body with its
+sensor. Rewards, bodies, lidar and deaths are those of the source.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from gymnasium.utils import EzPickle
 
 from tutelage.environments import _cppn
-from tutelage.environments._embodied import END, START, TERRAIN_HEIGHT, TERRAIN_STEP, Shape
+from tutelage.environments._embodied import CEILING, END, START, TERRAIN_HEIGHT, TERRAIN_STEP, Shape
 from tutelage.environments._hanging import BODIES, LEAF, ROCK, WATER, CeilingEnv
 from tutelage.environments._tasked import Float
 from tutelage.environments.bodies import named
@@ -63,11 +63,12 @@ class Parkour(CeilingEnv):
         self.ceiling_X = np.maximum(ceiling_X, self.ground_X)
         self.x_X = np.arange(len(self.ground_X)) * TERRAIN_STEP
         self.water = float(-DEPTH + max(DRIEST, task_D[3]) * (self.ceiling_X.max() + DEPTH))
-        self._terrain(list(zip(self.x_X.tolist(), self.ground_X.tolist(), strict=True)), ceiling=False)
-        self._terrain(list(zip(self.x_X.tolist(), self.ceiling_X.tolist(), strict=True)), ceiling=True)
+        ground_body, ceiling_body = self._world.CreateStaticBody(), self._world.CreateStaticBody(userData=CEILING)
+        self._terrain.line(ground_body, list(zip(self.x_X.tolist(), self.ground_X.tolist(), strict=True)))
+        self._terrain.line(ceiling_body, list(zip(self.x_X.tolist(), self.ceiling_X.tolist(), strict=True)))
         self.creepers = self._creepers(float(task_D[4]), float(task_D[5]))
         for left, top, length in self.creepers:
-            self._block(left, top - length, WIDTH, length, creeper=True, ceiling=False)
+            self._terrain.box(ceiling_body, left, top - length, WIDTH, length, creeper=True)
 
     def _creepers(self, height: float, spacing: float) -> list[tuple[float, float, float]]:
         """Left side, top and length of each: the first at the start, the others one terrain step past the spacing."""
