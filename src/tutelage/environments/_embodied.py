@@ -178,6 +178,7 @@ class EmbodiedEnv(TaskedEnv, EzPickle):
         """The scene around the agent as (400, 600, 3) uint8; None without a render mode."""
         if self.render_mode is None:
             return None
+        self._open()
         from tutelage.environments._drawing import picture
 
         return picture(self)
@@ -188,9 +189,12 @@ class EmbodiedEnv(TaskedEnv, EzPickle):
 
     # --- one step
 
-    def _checked(self, action: Any) -> list[float]:
+    def _open(self) -> None:
         if self._world is None:
-            raise TutelageError("step() before reset(): the world of an episode is built by reset(options={'task': ...}).")
+            raise TutelageError("step() or render() before reset(): an episode's world is built by reset(options={'task': ...}).")
+
+    def _checked(self, action: Any) -> list[float]:
+        self._open()
         values = np.asarray(action, dtype=np.float64).tolist()
         if not isinstance(values, list) or len(values) != self._actions or not all(map(math.isfinite, values)):
             raise TutelageError(

@@ -30,9 +30,9 @@ class CeilingEnv(EmbodiedEnv):
     """An agent between ground and ceiling.
 
     Observation, float32: the head's angle, angular velocity and velocity; whether it is under water, whether the agent is dead; every
-    motor's angle and speed, and contact where the part feels it; of every hand whether it touches something to hold, and whether it holds;
-    ten lidar distances, and what each ray met: -1 water, 1 a creeper, 0 else. A subclass sets `water` (the height of the surface) and
-    `roof` (that of the ceiling over the ground at the start).
+    motor's angle and speed, and contact where the part feels it; of every hand whether it touches something to take hold of, and whether it
+    holds; ten lidar distances, and what each ray met: -1 water, 1 a creeper, 0 else. A subclass sets `water` (the height of the surface)
+    and `roof` (that of the ceiling over the ground at the start).
     """
 
     water = -math.inf
