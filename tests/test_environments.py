@@ -126,6 +126,19 @@ def test_pickled_and_vectorised() -> None:
     np.testing.assert_array_equal(infos["task"], [FLAT, FLAT])
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the size of the process from /proc")
+def test_episodes_leave_no_memory_behind() -> None:
+    def megabytes() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+    for env, task in ((make("StumpTrack"), [1.0, 0.0]), (make("GapParkour", body="climber"), [4.0, 1.0])):
+        for reset in range(320):
+            env.reset(options={"task": task})
+            if reset == 20:
+                before = megabytes()
+        assert megabytes() - before < 3  # new definitions of fixtures for each episode would leave 10
+
+
 # --- the stump track
 
 
@@ -476,6 +489,19 @@ def test_pictures_need_no_display_and_change_nothing(name: str, body: str, task:
     assert blind.render() is None
     action = env.action_space.sample()
     np.testing.assert_array_equal(env.step(action)[0], blind.step(action)[0])
+
+
+def test_films_take_an_agent_of_stable_baselines3(tmp_path: Path) -> None:
+    class Agent:
+        def predict(self, observation: np.ndarray, deterministic: bool = False) -> tuple[np.ndarray, None]:
+            assert deterministic
+            return np.full(12, 0.5), None
+
+    env = gym.make("tutelage/StumpTrack-v0", body="spider", render_mode="rgb_array")
+    made = te.film(env, Agent(), [1.0, 2.0], tmp_path / "agent.gif", steps=3)
+    other = te.film(env, lambda observation: np.full(12, 0.5), [1.0, 2.0], tmp_path / "function.gif", steps=3)
+    assert made.episode_return == other.episode_return
+    assert made.path.read_bytes() == other.path.read_bytes()
 
 
 def test_a_film(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class EmbodiedEnv(TaskedEnv, EzPickle):
 
     Observation, float32: the head's angle, angular velocity and velocity; then of every motor its angle and speed, and of every shin
     whether it touches the terrain; then ten lidar distances. Action: one number in [-1, 1] per motor, its sign the direction, its size the
-    torque.
+    torque. As in Gymnasium, a joint's speed may overshoot its bound in a step that meets an obstacle.
     """
 
     mastery_return = 230.0
