@@ -39,7 +39,7 @@ class Teacher(Strict):
 
     name: str
     curriculum: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class Bench(Strict):
@@ -50,11 +50,11 @@ class Bench(Strict):
     """
 
     suite: str = "acl"
-    teachers: list[Teacher] = []
-    knowledge: list[Level] = list(LEVELS)
-    profiles: list[str] = []
+    teachers: list[Teacher] = Field(default_factory=list)
+    knowledge: list[Level] = Field(default_factory=lambda: list(LEVELS))
+    profiles: list[str] = Field(default_factory=list)
     seeds: int | None = Field(None, ge=1)
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ def parse_teacher(text: str) -> Teacher:
     part = curricula.get(name)
     if not (isinstance(part.target, type) and issubclass(part.target, SpaceCurriculum)):
         raise TutelageError(
-            f"{text}: the curriculum {name!r} teaches the tasks of a pool, and the students of a suite learn points of a space. Choose one of "
-            f"{', '.join(profiles.registered())} and the like."
+            f"{text}: the curriculum {name!r} teaches the tasks of a pool, and the students of a suite learn points of a space. Choose one "
+            f"of {', '.join(profiles.registered())} and the like."
         )
     return Teacher(name=text, curriculum=name, parameters=part.check(parameters))
 
@@ -293,4 +293,4 @@ def make_result(benchmark: Benchmark, command: str) -> dict[str, Any]:
         "config": resolved(benchmark), "versions": versions(PACKAGES), "machine": machine(),
     }  # fmt: skip
     result["baseline"] = benchmark.plans[0].name
-    return without_nan(result)  # type: ignore[no-any-return]
+    return without_nan(result)

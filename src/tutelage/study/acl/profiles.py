@@ -79,7 +79,7 @@ def facts(teacher: str, level: Level) -> tuple[str, ...] | None:
     """The hyperparameters that an expert sets for a teacher at a level; None where the teacher cannot run with so little."""
     if LEVELS.index(level) < LEVELS.index(LEAST.get(teacher, "none")):
         return None
-    return tuple(name for name, (since, _) in TELLS.get(teacher, {}).items() if LEVELS.index(since) <= LEVELS.index(level))  # type: ignore[arg-type]
+    return tuple(name for name, (since, _) in TELLS.get(teacher, {}).items() if LEVELS.index(since) <= LEVELS.index(level))
 
 
 def build_teacher(
@@ -100,8 +100,8 @@ def build_teacher(
 class Lessons:
     """What one student's whole training showed.
 
-    episodes, mastered: the curve, the share of test tasks mastered after so many episodes (environment steps, where `unit` says so). points,
-    returns: of every episode, in order. totals: costs by name, "seconds" among them.
+    episodes, mastered: the curve, the share of test tasks mastered after so many episodes (or what the suite's `unit` says). point_ED,
+    return_E: of every episode, in order. totals: costs by name, "seconds" among them.
     """
 
     episodes: list[int]
@@ -118,7 +118,7 @@ class Room(Protocol):
     expert: Expert
 
     def run(self, teacher: SpaceCurriculum, tell: Tell) -> Lessons:
-        """Teach from start to end; `tell` hears {"step", "share", "reward", "accuracy"} from time to time, accuracy being mastered tasks."""
+        """Teach from start to end; `tell` hears {"step", "share", "reward", "accuracy"} at times, accuracy being mastered tasks."""
 
 
 class Suite(Protocol):
@@ -144,7 +144,8 @@ def suite(name: str) -> Suite:
     from tutelage.errors import unknown
     from tutelage.study.acl.toys import GriddedSuite
 
-    suites: dict[str, Callable[[], Suite]] = {"acl": GriddedSuite}
-    if name not in suites:
-        raise unknown("suite", name, suites)
-    return suites[name]()
+    suites: tuple[Suite, ...] = (GriddedSuite(),)
+    found = {one.name: one for one in suites}
+    if name not in found:
+        raise unknown("suite", name, found)
+    return found[name]
