@@ -14,7 +14,7 @@ source sees it gain from knowledge and fail without smoothness. GoalGAN, Self-Pa
 reported on fewer seeds and judged in nothing: some thousand episodes are few for them. Holm over all 21 comparisons.
 
 **Tuning.** As the benchmark's scripts have it (`TUNED`); the toy's returns lie in [0, 1], so ADR's thresholds are 0.05 and 0.5, chosen for
-ADR on seeds 100 and 101. Random has nothing to tune.
+ADR on seeds 100 and 101 among five pairs that end alike. Random has nothing to tune.
 
 **Departures from the paper.** A toy instead of Box2D walkers with SAC and PPO; the paired sign-flip test instead of Welch's; Self-Paced
 takes an episode's return as the value of its task; GoalGAN trains 50 alternations at a time on this little data.
