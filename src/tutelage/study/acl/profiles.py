@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol, get_args
 
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.curricula._spaces import SpaceCurriculum
+from tutelage.errors import unknown
 from tutelage.registry import curricula
 from tutelage.spaces import TaskSpace
 from tutelage.study.config import Strict
@@ -139,13 +141,14 @@ class Suite(Protocol):
         """The student of a seed in a profile: the same for every teacher."""
 
 
+SUITES = {"acl": "tutelage.study.acl.toys:GriddedSuite"}
+"""Where each suite is written, as module:class; it is imported when it is asked for."""
+
+
 def suite(name: str) -> Suite:
     """The suite called `name`."""
-    from tutelage.errors import unknown
-    from tutelage.study.acl.toys import GriddedSuite
-
-    suites: tuple[Suite, ...] = (GriddedSuite(),)
-    found = {one.name: one for one in suites}
-    if name not in found:
-        raise unknown("suite", name, found)
-    return found[name]
+    if name not in SUITES:
+        raise unknown("suite", name, SUITES)
+    module, _, cls = SUITES[name].partition(":")
+    found: Suite = getattr(import_module(module), cls)()
+    return found

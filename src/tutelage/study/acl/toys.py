@@ -143,7 +143,7 @@ class GriddedSuite:
         "adr": {"boundary_share": 0.7},
         "goal-gan": {"noise": 0.1, "replay": 0.1, "pretrain": 100, "iterations": 50},
         "self-paced": {"update_every": 50, "update_offset": 100, "alpha_offset": 10, "zeta": 0.25, "max_kl": 0.1, "performance": "return"},
-        "setter-solver": {"update_every": 50, "noise": 0.1, "hidden": 64},
+        "setter-solver": {"update": 50, "noise": 0.1, "hidden": 32, "blocks": 1},
     }
 
     def room(self, profile: str, seed: int, sizes: Sizes) -> GriddedRoom:
