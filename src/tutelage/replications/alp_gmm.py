@@ -2,7 +2,7 @@
 
 **Claim.** On the gridded student, ALP-GMM masters more cells than random tasks do.
 
-**Set-up.** The paper's toy: 10 x 10 cells that unlock one another, 75 visits each (`tutelage.students.gridded`), 12,000 episodes instead
+**Set-up.** The paper's toy: 10 x 10 cells that unlock one another, 75 visits each (`tutelage.students.gridded`), 10,000 episodes instead
 of 20,000, so that all fits in minutes. Mixtures of 2 to 6 components, fitted every 250 episodes. Primary metric: the share of cells
 mastered at the end. Seeds 0 to 9. Fixed before the first full run.
 
@@ -33,7 +33,7 @@ from tutelage.study.acl.toys import teach
 from tutelage.study.miniature import one_thread
 from tutelage.study.replicate import Arm, Cell, Comparison, Replication
 
-CELLS, VISITS, EPISODES, EVALUATIONS = 10, 75, 12_000, 12
+CELLS, VISITS, EPISODES, EVALUATIONS = 10, 75, 10_000, 10
 SUMS = 4000
 SWEEP = {"fit_every": 250, "min_components": 2, "max_components": 6}
 

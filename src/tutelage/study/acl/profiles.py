@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol, get_args
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +124,14 @@ class Room(Protocol):
         """Teach from start to end; `tell` hears {"step", "share", "reward", "accuracy"} at times, accuracy being mastered tasks."""
 
 
+@runtime_checkable
+class KeepingRoom(Room, Protocol):
+    """A room whose student leaves something behind, such as weights and films."""
+
+    def keep(self, folder: Path) -> list[Path]:
+        """Write it after `run`; returns the files. The report shows those that end in .gif."""
+
+
 class Suite(Protocol):
     """A family of students in all challenge profiles.
 
@@ -134,8 +143,10 @@ class Suite(Protocol):
     title: str
     unit: str
     profiles: Mapping[str, str]
-    sizes: type[Strict]
     tuned: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def sizes(self) -> type[Strict]: ...
 
     def room(self, profile: str, seed: int, sizes: Any) -> Room:
         """The student of a seed in a profile: the same for every teacher."""
