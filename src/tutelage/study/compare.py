@@ -27,12 +27,8 @@ from tutelage.study.config import Arm, BudgetKind, Run, parse_arm
 from tutelage.study.provenance import machine, versions
 from tutelage.study.schema import Cell, League, RowKind, progress_axis_of, without_nan
 from tutelage.study.stats import seeds_needed
-<<<<<<< HEAD
 from tutelage.study.store import digest, finished_cell, occupy
 from tutelage.study.workers import run_all
-=======
-from tutelage.study.workers import run_all
->>>>>>> main
 
 DEFAULT_ARMS = ("uniform", "sec:tau=0.2", "dump")
 """Uniform sampling and the two published bandits. SEC with the temperature that its paper uses for arms of a product (family x level)."""
