@@ -106,6 +106,8 @@ class MixtureTeacher(SpaceCurriculum):
             if self.episodes % self.config["fit_every"] == 0:
                 sweep = range(self.config["min_components"], self.config["max_components"] + 1)
                 self.mean_KQ, self.cov_KQQ = fit_mixture(self.row_MQ, sweep, self.config["criterion"], self.rng)
+                if self.log is not None:
+                    self.log.write("fitted", episode=self.episodes, mean=self.mean_KQ, cov=self.cov_KQQ)
 
     def _row(self, point_D: Float, reward: float) -> Float:
         raise TutelageError(f"{type(self).__name__} must define _row(point_D, reward).")
