@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +309,19 @@ def test_evaluation_beside_training() -> None:
     reward_NG, solved_NG = evaluate(model, make_vec_env(Encoder, n_envs=3), points_ND, attempts=2)
     np.testing.assert_allclose(reward_NG, np.stack([worth(points_ND)] * 2, axis=1), rtol=1e-6)
     np.testing.assert_array_equal(solved_NG, np.stack([points_ND[:, 0] > 0.5] * 2, axis=1))
+
+
+def test_the_example_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).parent.parent / "examples" / "sb3_stump_track.py"
+    assert sum(line.rstrip()[-3:] in ("- 1", "- 2", "- 3") for line in script.read_text().splitlines()) == 3
+    monkeypatch.setattr(sys, "argv", [str(script), "256", str(tmp_path)])
+    for steps in (256, 512):
+        runpy.run_path(str(script))
+        assert f"{steps} steps; mean return on the grid" in capsys.readouterr().out
+    trace = read_trace(tmp_path / "trace.jsonl")
+    assert trace.space.names == ("stump_height", "spacing")
+    assert trace.step_M.max() > 256
+    assert trace.warnings == ()
 
 
 # Hooks --------------------------------------------------------------------------------------------------------------------------------
