@@ -31,6 +31,8 @@ SMALL: dict[str, Any] = {"fit_every": 20, "max_components": 3}
 VARIANTS = {
     "alp-gmm-small": named("alp-gmm", **SMALL, criterion="aicc", reward_range=(0.0, 1.1)),
     "alp-gmm-never-random": named("alp-gmm", **SMALL, criterion="bic", random_share=0.0),
+    "alp-gmm-forgets": named("alp-gmm", **SMALL, history=1),
+    "again-released": named("again", **SMALL, test_every=25, tests=5, live=False),
     "covar-gmm-small": named("covar-gmm", **SMALL),
     "covar-gmm-absolute": named("covar-gmm", **SMALL, absolute=True, reward_range=(0.0, 1.0)),
     "riac-small": named("riac", window=12, score="population"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -72,6 +73,30 @@ def check_a_pool_is_refused(factory: OverSpaces) -> None:
     """A `TaskPool` in place of a space raises `TutelageError` and says what was expected."""
     message = raises(lambda: factory(make_pool(), 0), "building a curriculum over spaces from a TaskPool")
     expect("TaskSpace" in message, f"the error for a pool does not name TaskSpace: {message}")
+
+
+def check_bad_spaces(factory: OverSpaces) -> None:
+    """A box with a side that is empty, reversed or not finite raises `TutelageError` and names the side."""
+    for low, high in ((2.0, 2.0), (2.0, 1.0), (2.0, math.inf), (-math.inf, 2.0), (math.nan, 2.0)):
+        box = SimpleNamespace(low=np.array([0.0, low]), high=np.array([1.0, high]))
+        message = raises(functools.partial(factory, box, 0), f"building a curriculum over a side from {low} to {high}")
+        expect("'x1'" in message, f"the error for a side from {low} to {high} does not name it: {message}")
+
+
+def check_points_outside(factory: OverSpaces) -> None:
+    """A point outside the space, or with a NaN, raises, names `point_ND` and the parameter, and teaches nothing."""
+    space = make_space()
+    curriculum = factory(space, 0)
+    run(curriculum, space, 2)
+    points_ND = curriculum.propose(4)
+    good = simulate(space, points_ND, step=2)
+    for bad in (space.high_D[1] + 1.0, math.nan, math.inf):
+        outside_ND = points_ND.copy()
+        outside_ND[3, 1] = bad
+        message = raises(functools.partial(Outcomes.of, space, outside_ND, reward=np.zeros(4)), f"Outcomes.of a point at {bad}")
+        expect("row 3" in message and space.names[1] in message, f"the error for a point at {bad} does not name it: {message}")
+        _refused(curriculum, replace(good, point_ND=outside_ND), "point_ND row 3", f"a point at {bad}")
+    curriculum.observe(good)
 
 
 def check_order_of_rows(factory: OverSpaces) -> None:
