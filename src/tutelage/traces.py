@@ -63,7 +63,7 @@ class TraceWriter:
             self.close()
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event and hand it to the system before returning. Arrays become lists; None is left out."""
+        """Append one event and hand it to the system before returning. Arrays become lists, NaN null; None is left out."""
         row = {
             "event": event,
             "time": round(time.time(), 3),
@@ -234,6 +234,8 @@ class _Reader:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return np.where(np.isfinite(value), value, None).tolist()  # type: ignore[call-overload]
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
