@@ -2,7 +2,8 @@
 
 Shared by ALP-GMM and Covar-GMM: the fit with a criterion, and the loop around it.
 
-    fewer than `fit_every` episodes seen, or U(0, 1) < random_share:   a uniform point
+    fewer than `fit_every` episodes seen:   a uniform point, or one of an easy Gaussian where an expert states it
+    U(0, 1) < random_share:                 a uniform point
     else   k ~ utility_k / sum of utilities  (uniform where all are 0);   x ~ N(mean_k, cov_k);   drop the last coordinates; clip
     every `fit_every` episodes: fit one mixture per number of components to the last `fit_every` rows; keep the best criterion
 """
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.curricula._draws import draw_arms, proportional
+from tutelage.curricula._gaussian import stated_gaussian
 from tutelage.curricula._spaces import Range, SpaceCurriculum
 from tutelage.errors import TutelageError, unknown
 from tutelage.spaces import TaskSpace
@@ -128,7 +130,11 @@ class MixtureTeacher(SpaceCurriculum):
             raise TutelageError(f"{self.name}: random_share must lie in [0, 1]; got {share}.")
         if config["criterion"] not in CRITERIA:
             raise unknown(f"criterion of {self.name}", config["criterion"], CRITERIA)
+        for name in ("initial_mean", "initial_std"):
+            config[name] = None if config[name] is None else [float(x) for x in config[name]]
         super().__init__(space, seed=seed, config=config, reward_range=reward_range)
+        stated = (config["initial_mean"], config["initial_std"])
+        self.easy_D, self.easy_std_D = stated_gaussian(self.space, *stated, name=f"{self.name}: initial")
         width = self.space.dimensions + self.extra
         self.row_MQ = np.zeros((0, width))
         self.episodes = 0
@@ -137,7 +143,9 @@ class MixtureTeacher(SpaceCurriculum):
     def _propose(self, n: int) -> Float:
         points_ND = self.space.sample(n, self.rng)
         if not len(self.mean_KQ):
-            return points_ND
+            if self.easy_D is None:
+                return points_ND
+            return self.space.clip(self.easy_D + self.easy_std_D * self.rng.standard_normal(points_ND.shape))
         guided = np.flatnonzero(self.rng.random(n) >= self.config["random_share"])
         component_N = draw_arms(proportional(self._utility_K()), len(guided), self.rng)
         normal_NQ = self.rng.standard_normal((len(guided), self.mean_KQ.shape[1]))

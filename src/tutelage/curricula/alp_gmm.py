@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.curricula._gaussian import Vector
 from tutelage.curricula._mixtures import Criterion, Float, MixtureTeacher
 from tutelage.curricula._progress import AbsoluteLearningProgress
 from tutelage.curricula._spaces import Range
@@ -27,10 +28,11 @@ class ALPGMM(MixtureTeacher):
     """Points from a Gaussian mixture, by absolute learning progress (arXiv 1910.07224).
 
     fit_every: episodes between fits, of the bootstrap and of the window that is fitted. random_share: probability of a uniform point.
-    min_components, max_components: the sweep, both included. criterion: "aic"; "bic" or "aicc". history: latest episodes among which the
-    nearest task is sought (see `AbsoluteLearningProgress`); None, all of them, as published. reward_range: the environment's lowest and
-    highest return, mapped to [0, 1] with clipping (the paper's walker: -150, 350); None takes returns as they are. TeachMyAgent's tuned
-    values are fit_every 150, random_share 0.05 and 2 to 9 components.
+    min_components, max_components: the sweep, both included. criterion: "aic"; "bic" or "aicc". initial_mean, initial_std: a Gaussian of
+    easy tasks to bootstrap from, in the parameters' units, that an expert states (TeachMyAgent; a tenth of each side where only the mean
+    is); None, uniform points. history: latest episodes among which the nearest task is sought (see `AbsoluteLearningProgress`); None, all
+    of them, as published. reward_range: the environment's lowest and highest return, mapped to [0, 1] with clipping (the paper's walker:
+    -150, 350); None takes returns as they are. TeachMyAgent's tuned values are fit_every 150, random_share 0.05 and 2 to 9 components.
 
     Departures: one generator for everything (the release seeds the global one); float64 points throughout (the release hands out float32);
     AICc counts the parameters of all D + 1 coordinates (the release's helper counts D); of several equally near tasks the latest counts.
@@ -49,6 +51,8 @@ class ALPGMM(MixtureTeacher):
         min_components: int = 2,
         max_components: int = 10,
         criterion: Criterion = "aic",
+        initial_mean: Vector = None,
+        initial_std: Vector = None,
         history: int | None = None,
         reward_range: Range = None,
     ) -> None:
@@ -56,6 +60,7 @@ class ALPGMM(MixtureTeacher):
             raise TutelageError(f"{self.name}: history must be at least 1; got {history}.")
         config: dict[str, Any] = {"fit_every": fit_every, "random_share": random_share, "criterion": criterion}
         config |= {"min_components": min_components, "max_components": max_components, "history": history}
+        config |= {"initial_mean": initial_mean, "initial_std": initial_std}
         super().__init__(space, seed=seed, reward_range=reward_range, config=config)
         self.progress = AbsoluteLearningProgress(self.space.dimensions, most=history)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tutelage.curricula._gaussian import stated_gaussian
 from tutelage.curricula._spaces import LEDGER, Float, Range, SpaceCurriculum
 from tutelage.curricula.neural._lsgan import LSGAN
 from tutelage.errors import TutelageError, unknown
@@ -97,15 +98,9 @@ class GoalGAN(SpaceCurriculum):
             self._pretrain(pretrain)
 
     def _pretrain(self, iterations: int) -> None:
-        mean_D = self.space.sample(1, self.rng)[0]
-        if self.config["initial_mean"] is not None:
-            mean_D = self.space.check([self.config["initial_mean"]], field="goal-gan: initial_mean")[0]
-        std_D = 0.1 * self.space.range_D
-        if self.config["initial_std"] is not None:
-            std_D = np.array(self.config["initial_std"])
-            if std_D.shape != mean_D.shape or not np.isfinite(std_D).all() or (std_D <= 0).any():
-                names = ", ".join(self.space.names)
-                raise TutelageError(f"goal-gan: initial_std needs one finite number above 0 for each of {names}; got {std_D.tolist()}.")
+        drawn_D = self.space.sample(1, self.rng)[0]
+        stated_D, std_D = stated_gaussian(self.space, self.config["initial_mean"], self.config["initial_std"], name="goal-gan: initial")
+        mean_D = drawn_D if stated_D is None else stated_D
         draw_ND = self.space.clip(mean_D + std_D * self.rng.standard_normal((_PRETRAINED_ON, self.space.dimensions)))
         self.gan.train(self._inside(draw_ND), np.ones(_PRETRAINED_ON, dtype=bool), iterations, self.rng)
 

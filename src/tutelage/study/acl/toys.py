@@ -1,0 +1,144 @@
+"""The suite `acl`: gridded students, which learn thousands of episodes in a second, in TeachMyAgent's challenge profiles.
+
+The transposition to the toy: the student's tasks are the unit square, cut in cells that unlock one another from a start cell
+(`tutelage.students.gridded`). In the profiles the teacher sees another space, or the student differs; the test tasks are always the cells.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tutelage.curricula._spaces import SpaceCurriculum
+from tutelage.errors import TutelageError
+from tutelage.outcomes import Outcomes
+from tutelage.spaces import ShuffledBox, TaskSpace
+from tutelage.students.gridded import GriddedStudent
+from tutelage.study.acl.profiles import Expert, Lessons, Tell
+from tutelage.study.config import Strict
+
+Float = NDArray[np.float64]
+
+PROFILES = {
+    "base": "the plain task space",
+    "unfeasible": "mostly unfeasible: the tasks are a third of the space, what lies beyond returns 0 for ever",
+    "trivial": "mostly trivial: half of the space returns 1 from the beginning",
+    "forgetful": "the student forgets everything once, after 35 % of its episodes",
+    "rugged": "each side is cut in four slices that have changed places",
+    "diverse": "four students in turn, seed by seed: two start cells, fast and slow learners",
+}
+FORGETS_AT = 0.35
+
+
+class Sizes(Strict):
+    """How large the toy is. cells: per side. visits: that unlock a cell's neighbours. evaluations: points of a curve after the first."""
+
+    cells: int = Field(5, ge=2)
+    visits: int = Field(20, ge=1)
+    episodes: int = Field(1500, ge=1)
+    evaluations: int = Field(15, ge=1)
+
+
+class GriddedRoom:
+    """A gridded student behind a space that its teacher sees; points outside the student's own return `outside`."""
+
+    def __init__(
+        self,
+        student: GriddedStudent,
+        sizes: Sizes,
+        *,
+        space: TaskSpace | None = None,
+        view: ShuffledBox | None = None,
+        outside: float = 0.0,
+        forgets: bool = False,
+    ) -> None:
+        self.student, self.sizes, self.outside, self.forgets = student, sizes, outside, forgets
+        self.space = student.space if space is None else space
+        self.forward: Callable[[Float], Float] = (lambda points_ND: points_ND) if view is None else view.forward
+        start_D = (np.array(np.unravel_index(student.start, student.shape)) + 0.5) / student.cells
+        easy_D = start_D if view is None else view.inverse(start_D[None])[0]
+        away_D = np.where(start_D < 0.5, 1.0, -1.0) * self.space.range_D / 30
+        self.expert = Expert(
+            success=0.7499, falls=0.05, rises=0.5, easy_mean=tuple(easy_D.tolist()), easy_std=tuple((0.1 * self.space.range_D).tolist()),
+            harder=tuple(away_D.tolist()),
+        )  # fmt: skip
+
+    def attempt(self, points_ND: Float) -> Float:
+        """Returns of one episode per point, shape (N,)."""
+        inner_ND = self.forward(points_ND)
+        inside_N = self.student.space.contains(inner_ND)
+        reward_N = np.full(len(points_ND), self.outside)
+        reward_N[inside_N] = self.student.attempt(inner_ND[inside_N])
+        return reward_N
+
+    def run(self, teacher: SpaceCurriculum, tell: Tell) -> Lessons:
+        """Episode by episode, as the sources do: one proposal, one return."""
+        if teacher.wants() is not None:
+            raise TutelageError(
+                f"The curriculum {teacher.name!r} asks for measurements beside its lessons, which this suite's students do not give. "
+                "Choose another, or another way to feed it (self-paced: values=returns)."
+            )
+        episodes, began = self.sizes.episodes, time.process_time()
+        marks = {round(episodes * i / self.sizes.evaluations) for i in range(self.sizes.evaluations + 1)}
+        point_ED, return_E = np.empty((episodes, self.space.dimensions)), np.empty(episodes)
+        curve: list[tuple[int, float]] = [(0, self.student.mastered)]
+        teaching = 0.0
+        for episode in range(episodes):
+            if self.forgets and episode == round(FORGETS_AT * episodes):
+                self.student.reset()
+            start = time.perf_counter()
+            points_1D = teacher.propose(1)
+            teaching += time.perf_counter() - start
+            reward_1 = self.attempt(points_1D)
+            start = time.perf_counter()
+            teacher.observe(Outcomes.of(self.space, points_1D, reward=reward_1))
+            teaching += time.perf_counter() - start
+            point_ED[episode], return_E[episode] = points_1D[0], reward_1[0]
+            if episode + 1 in marks:
+                curve.append((episode + 1, self.student.mastered))
+                share = (episode + 1) / episodes
+                tell(
+                    {"step": episode + 1, "share": share, "reward": float(return_E[: episode + 1][-100:].mean()), "accuracy": curve[-1][1]}
+                )
+        done, mastered = ([point[i] for point in curve] for i in (0, 1))
+        totals = {"seconds": time.process_time() - began, "teacher_seconds": teaching, "episodes": float(episodes)}
+        return Lessons(done, mastered, point_ED, return_E, totals)  # type: ignore[arg-type]
+
+
+class GriddedSuite:
+    """The toys: see the module."""
+
+    name = "acl"
+    title = "Gridded students"
+    unit = "episodes"
+    profiles: Mapping[str, str] = PROFILES
+    sizes = Sizes
+    tuned: Mapping[str, Mapping[str, Any]] = {
+        "alp-gmm": {"fit_every": 100, "random_share": 0.05, "min_components": 2, "max_components": 4},
+        "covar-gmm": {"fit_every": 100, "random_share": 0.1, "min_components": 2, "max_components": 4},
+        "riac": {"window": 150, "attempts": 75, "min_side": 0.1},
+        "adr": {"boundary_share": 0.7},
+        "goal-gan": {"noise": 0.1, "replay": 0.1, "pretrain": 100, "iterations": 50},
+        "self-paced": {"update_every": 50, "update_offset": 100, "alpha_offset": 10, "zeta": 0.25, "max_kl": 0.1, "performance": "return"},
+        "setter-solver": {"update_every": 50, "noise": 0.1, "hidden": 64},
+    }
+
+    def room(self, profile: str, seed: int, sizes: Sizes) -> GriddedRoom:
+        """The student of a seed; only "rugged" and "diverse" differ from seed to seed, the toy being without chance."""
+        grid: dict[str, Any] = {"cells": sizes.cells, "visits": sizes.visits}
+        if profile == "diverse":
+            corner, slow = seed % 2, seed // 2 % 2
+            grid |= {"start": (corner * (sizes.cells - 1),) * 2, "visits": max(1, round(sizes.visits * (110 if slow else 40) / 75))}
+        student = GriddedStudent(**grid)
+        if profile == "unfeasible":
+            return GriddedRoom(student, sizes, space=TaskSpace([0.0, 0.0], [3.0, 1.0]))
+        if profile == "trivial":
+            return GriddedRoom(student, sizes, space=TaskSpace([-1.0, 0.0], [1.0, 1.0]), outside=1.0)
+        if profile == "rugged":
+            return GriddedRoom(student, sizes, view=ShuffledBox(student.space, cuts=4, seed=seed))
+        return GriddedRoom(student, sizes, forgets=profile == "forgetful")

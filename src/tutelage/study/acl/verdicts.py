@@ -1,0 +1,55 @@
+"""From final scores to the table: means with intervals, and every row judged against random tasks in every profile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.study.stats import difference, judge, t_interval
+
+Float = NDArray[np.float64]
+
+
+def table(final: Mapping[tuple[str, str], Float], facts: Mapping[str, dict[str, Any]], baseline: str) -> dict[str, Any]:
+    """Rows of the table, best mean first, and the family of comparisons.
+
+    final: for each row and profile the final shares of mastered tasks, seed by seed, shape (S,). facts: what each row is. Every row but the
+    baseline is compared with it in every profile by the exact paired sign-flip test, with Holm's correction over all of them. The mean over
+    profiles is shown with its interval and not judged.
+    """
+    profiles = list(dict.fromkeys(profile for _, profile in final))
+    asked = {(row, p): difference(final[row, p], final[baseline, p]) for row in facts if row != baseline for p in profiles}
+    judged = judge({_key(*at): values for at, values in asked.items()}, baseline=baseline, rng=np.random.default_rng(0)) if asked else {}
+    rows = []
+    for row, what in facts.items():
+        by_profile = {}
+        for profile in profiles:
+            found: dict[str, Any] = {**interval(final[row, profile]), "verdict": "baseline"}
+            if row != baseline:
+                told = asdict(judged[_key(row, profile)])
+                found |= {"difference": told["mean"], "difference_interval": [told["low"], told["high"]]}
+                found |= {key: told[key] for key in ("p", "p_holm", "verdict", "sentence")}
+            by_profile[profile] = found
+        overall_S = np.mean([final[row, profile] for profile in profiles], axis=0)
+        rows.append({"name": row, **what, "overall": interval(overall_S), "profiles": by_profile})
+    rows.sort(key=lambda row: -row["overall"]["mean"])
+    return {"rows": rows, "comparisons": len(asked)}
+
+
+def interval(value_S: Float) -> dict[str, Any]:
+    """Mean over seeds and its 95 % t interval (NaN at one seed), not beyond [0, 1]."""
+    mean, low, high = t_interval(value_S)
+    return {"mean": mean, "interval": [_within(low), _within(high)], "seeds": len(value_S)}
+
+
+def _within(bound: float) -> float:
+    return bound if math.isnan(bound) else min(max(bound, 0.0), 1.0)
+
+
+def _key(row: str, profile: str) -> str:
+    return f"{row} : {profile}"
