@@ -217,11 +217,11 @@ def resolved(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def learn(suite: Suite, row: Row, profile: str, seed: int, sizes: Any, tell: Callable[[dict[str, Any]], None]) -> tuple[Any, Lessons]:
-    """One cell: the student of the seed under the row's teacher. Returns the teacher's space and what was seen."""
+    """One cell: the student of the seed under the row's teacher. Returns its room, and what was seen."""
     room = suite.room(profile, seed, sizes)
     parameters = {**suite.tuned.get(row.teacher.curriculum, {}), **row.teacher.parameters}
     teacher = profiles.build_teacher(row.teacher.curriculum, row.told, room.space, room.expert, seed=seed, parameters=parameters)
-    return room.space, room.run(teacher, tell)
+    return room, room.run(teacher, tell)
 
 
 def record_of(space: Any, lessons: Lessons) -> dict[str, Any]:
@@ -235,14 +235,16 @@ def record_of(space: Any, lessons: Lessons) -> dict[str, Any]:
 
 
 def begin(benchmark: tuple[Bench, Any], folder: Path, threads: int) -> Work:
-    """A worker's work on cells; its traces go to `folder`."""
+    """A worker's work on cells; its traces, and what else a student leaves behind, go to `folder`."""
     bench, sizes = benchmark
     suite = profiles.suite(bench.suite)
 
     def work(job: Job, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        space, lessons = learn(suite, job.line, job.profile, job.seed, sizes, tell)
-        write_trace(folder / f"{job.file_name}.npz", space, lessons)
-        return {"row": job.line.name, "profile": job.profile, "seed": job.seed, **record_of(space, lessons)}
+        room, lessons = learn(suite, job.line, job.profile, job.seed, sizes, tell)
+        write_trace(folder / f"{job.file_name}.npz", room.space, lessons)
+        kept = room.keep(folder / job.file_name) if hasattr(room, "keep") else []
+        kept = [str(path.relative_to(folder.parent)) for path in kept]
+        return {"row": job.line.name, "profile": job.profile, "seed": job.seed, "kept": kept, **record_of(room.space, lessons)}
 
     return work
 

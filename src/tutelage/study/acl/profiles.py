@@ -143,8 +143,9 @@ def suite(name: str) -> Suite:
     """The suite called `name`."""
     from tutelage.errors import unknown
     from tutelage.study.acl.toys import GriddedSuite
+    from tutelage.study.acl.walker import WalkerSuite
 
-    suites: dict[str, Callable[[], Suite]] = {"acl": GriddedSuite}
+    suites: dict[str, Callable[[], Suite]] = {"acl": GriddedSuite, "acl-walker": WalkerSuite}
     if name not in suites:
         raise unknown("suite", name, suites)
     return suites[name]()
