@@ -18,12 +18,11 @@ from gymnasium.spaces import Box
 from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 
-from tutelage.environments._building import CREEPER, GROUND, Box2D, Built, Grip, Part, build
+from tutelage.environments._building import CREEPER, GROUND, Box2D, Builder, Built, Terrain
 from tutelage.environments._tasked import Float, TaskedEnv, check_render_mode, check_space
 from tutelage.environments.bodies import PIXELS, Body
 from tutelage.errors import TutelageError
 from tutelage.spaces import TaskSpace
-
 
 FPS = 50
 VIEW = (600, 400)
@@ -38,7 +37,7 @@ LIDAR_RANGE = 160 / PIXELS
 PUSH = 5.0
 PROGRESS, TILT = 130 / PIXELS, 5.0
 FALLEN = -100.0
-CEILING = "ceiling"  # user data of terrain that may be gripped, and kills nobody
+CEILING = "ceiling"  # user data of terrain that hands can grip, and that kills no climber
 
 Shape = tuple[list[tuple[float, float]], tuple[int, int, int]]
 
@@ -48,24 +47,33 @@ class Contacts(Box2D.b2ContactListener):
 
     def __init__(self) -> None:
         super().__init__()
+        self.agent: Built | None = None
         self.fatal = False
 
     def BeginContact(self, contact: Any) -> None:
-        a, b = contact.fixtureA, contact.fixtureB
-        for fixture, other in ((a, b), (b, a)):
-            if isinstance(fixture.userData, Grip):
-                fixture.userData.surfaces.append(other.body)
-            elif isinstance(part := fixture.body.userData, Part) and not other.sensor:
-                part.touching += 1
-                self.fatal |= part.fatal and other.body.userData != CEILING
+        self._note(contact.fixtureA, contact.fixtureB, 1)
+        self._note(contact.fixtureB, contact.fixtureA, 1)
 
     def EndContact(self, contact: Any) -> None:
-        a, b = contact.fixtureA, contact.fixtureB
-        for fixture, other in ((a, b), (b, a)):
-            if isinstance(fixture.userData, Grip):
-                fixture.userData.surfaces.remove(other.body)
-            elif isinstance(part := fixture.body.userData, Part) and not other.sensor:
-                part.touching -= 1
+        self._note(contact.fixtureA, contact.fixtureB, -1)
+        self._note(contact.fixtureB, contact.fixtureA, -1)
+
+    def _note(self, fixture: Any, other: Any, change: int) -> None:
+        """`fixture` begins (1) or ends (-1) to touch `other`."""
+        number = fixture.body.userData
+        if self.agent is None or not isinstance(number, int):
+            return
+        ceiling = other.body.userData == CEILING
+        if fixture.sensor:
+            surfaces = self.agent.grips[fixture.userData].surfaces
+            if ceiling and change > 0:
+                surfaces.append(other.body)
+            elif ceiling:
+                surfaces.remove(other.body)
+        elif not other.sensor:
+            part = self.agent.parts[number]
+            part.touching += change
+            self.fatal |= part.fatal and not (ceiling and self.agent.grips)
 
 
 class Ray(Box2D.b2RayCastCallback):
@@ -106,6 +114,8 @@ class EmbodiedEnv(TaskedEnv, EzPickle):
         angles = [body.sweep[0] * i / RAYS + body.sweep[1] for i in range(RAYS)]
         self._rays = [(math.sin(angle) * LIDAR_RANGE, -math.cos(angle) * LIDAR_RANGE) for angle in angles]
         self._ray = Ray()
+        self._builder = Builder(body, fatal_trunk=self.fatal_trunk or body.climbs)
+        self._terrain = Terrain(FRICTION)
         self._world: Any = None
 
     def _observation_space(self) -> Any:
@@ -136,7 +146,7 @@ class EmbodiedEnv(TaskedEnv, EzPickle):
         self._world = Box2D.b2World(contactListener=self._contacts)
         self._shaping: float | None = None
         self._lay(task_D)
-        self.agent = build(self._world, self._body, START / 2, TERRAIN_HEIGHT, fatal_trunk=self.fatal_trunk or self._body.climbs)
+        self.agent = self._contacts.agent = self._builder.build(self._world, START / 2, TERRAIN_HEIGHT)
         push = self.np_random.uniform(-PUSH, PUSH)
         if not self._body.swims:
             self.agent.head.ApplyForceToCenter((push, 0), True)
@@ -184,8 +194,8 @@ class EmbodiedEnv(TaskedEnv, EzPickle):
         values = np.asarray(action, dtype=np.float64).tolist()
         if not isinstance(values, list) or len(values) != self._actions or not all(map(math.isfinite, values)):
             raise TutelageError(
-                f"The action {action!r} does not fit; expected {self._actions} finite numbers in [-1, 1], one per motor or grip. NaN usually "
-                "comes from a policy whose training diverged."
+                f"The action {action!r} does not fit; expected {self._actions} finite numbers in [-1, 1], one per motor or grip. NaN "
+                "usually comes from a policy whose training diverged."
             )
         return values
 

@@ -17,8 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 from gymnasium.utils import EzPickle
 
-from tutelage.environments._building import GROUND, b2
-from tutelage.environments._embodied import END, FRICTION, START, TERRAIN_HEIGHT, TERRAIN_STEP, EmbodiedEnv, Shape
+from tutelage.environments._embodied import END, START, TERRAIN_HEIGHT, TERRAIN_STEP, EmbodiedEnv, Shape
 from tutelage.environments._tasked import Float
 from tutelage.environments.bodies import WALKERS, named
 from tutelage.spaces import TaskSpace
@@ -49,13 +48,10 @@ class StumpTrack(EmbodiedEnv):
         left_S = START + np.arange(stumps) * (TERRAIN_STEP + spacing)
         height_S = np.maximum(LOWEST, self.np_random.normal(height, SPREAD, stumps)) * TERRAIN_STEP
         self.stumps_S2 = np.stack([left_S, height_S], axis=1)
-        terrain = self._world.CreateStaticBody()
-        ground = b2.edgeShape(vertices=[(0, TERRAIN_HEIGHT), (END + spacing, TERRAIN_HEIGHT)])
-        terrain.CreateFixture(shape=ground, friction=FRICTION, categoryBits=GROUND)
+        ground = self._world.CreateStaticBody()
+        self._terrain.line(ground, [(0.0, TERRAIN_HEIGHT), (END + spacing, TERRAIN_HEIGHT)])
         for left, high in self.stumps_S2.tolist():
-            centre = (left + TERRAIN_STEP / 2, TERRAIN_HEIGHT + high / 2)
-            stump = b2.polygonShape(box=(TERRAIN_STEP / 2, high / 2, centre, 0.0))
-            terrain.CreateFixture(shape=stump, friction=FRICTION, categoryBits=GROUND)
+            self._terrain.box(ground, left, TERRAIN_HEIGHT, TERRAIN_STEP, high)
 
     def scenery(self) -> Iterator[Shape]:
         yield [(0, 0), (2 * END, 0), (2 * END, TERRAIN_HEIGHT), (0, TERRAIN_HEIGHT)], GRASS
