@@ -60,7 +60,7 @@ class Sizes(Strict):
     grid: int = Field(5, ge=2)
     slots: int = Field(4, ge=1)
     samples: int = Field(2048, ge=64)
-    batch: int = Field(256, ge=2)
+    batch: int = Field(64, ge=2)
     algorithm: Algorithm = "ppo"
 
 
