@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tutelage as tt
 from tutelage.curricula._base import Wants
@@ -97,11 +99,11 @@ def drive(env: Any, steps: int) -> Any:
     return observations
 
 
-@pytest.mark.parametrize("settings", [{}, {"echo": False}, {"truncate": True}])
-def test_the_return_of_a_task_is_that_of_its_episode(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kwargs", [{}, {"echo": False}, {"truncate": True}])
+def test_the_return_of_a_task_is_that_of_its_episode(kwargs: dict[str, Any]) -> None:
     """Slots with episodes of 1 to 9 steps that end at odd moments and together: each return, length and mastery is its own task's."""
     curriculum = Recorder()
-    env = with_curriculum(make_vec_env(Encoder, n_envs=5, env_kwargs=settings), curriculum)
+    env = with_curriculum(make_vec_env(Encoder, n_envs=5, env_kwargs=kwargs), curriculum)
     drive(env, 200)
     assert env.episodes == sum(len(points_ND) for points_ND, _ in curriculum.came) > 150
     assert any(len(points_ND) > 1 for points_ND, _ in curriculum.came)  # some ended together
@@ -110,6 +112,18 @@ def test_the_return_of_a_task_is_that_of_its_episode(settings: dict[str, Any]) -
         np.testing.assert_array_equal(outcomes.length_NG[:, 0], np.floor(points_ND[:, 1]))  # type: ignore[index]
         np.testing.assert_array_equal(outcomes.solved_NG[:, 0], points_ND[:, 0] > 0.5)  # type: ignore[index]
     assert len(curriculum.open_PD) == 5  # those that run
+
+
+@settings(max_examples=12, deadline=None)
+@given(slots=st.integers(1, 4), seed=st.integers(0, 99), legs=st.lists(st.integers(1, 30), min_size=1, max_size=3))
+def test_whatever_the_slots_and_resets_each_proposal_has_one_return(slots: int, seed: int, legs: list[int]) -> None:
+    curriculum = Recorder(seed=seed)
+    env = with_curriculum(make_vec_env(Encoder, n_envs=slots), curriculum)
+    for leg in legs:  # each begins with a reset, in the midst of episodes
+        drive(env, leg)
+    assert len(curriculum.open_PD) == slots
+    came = [point_D.tobytes() for points_ND, _ in curriculum.came for point_D in points_ND]
+    assert len(came) == len(set(came)) == env.episodes
 
 
 def test_one_decision_per_episode_and_none_ahead() -> None:

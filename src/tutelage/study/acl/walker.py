@@ -194,7 +194,7 @@ class WalkerSuite:
         "adr": {"boundary_share": 0.7, "step": 0.1},
         "goal-gan": {"noise": 0.1, "replay": 0.1},
         "self-paced": {"update_every": 25, "update_offset": 50, "alpha_offset": 10, "zeta": 0.25, "max_kl": 0.1, "performance": "return"},
-        "setter-solver": {"update_every": 50, "noise": 0.1, "hidden": 64},
+        "setter-solver": {"update": 50, "noise": 0.1, "hidden": 64},
     }
 
     def room(self, profile: str, seed: int, sizes: Sizes) -> WalkerRoom:
