@@ -70,8 +70,8 @@ def with_curriculum(
             values="query"); None: the model's own critic.
         resume: a file of `save_curriculum` to go on from.
 
-    An EvalCallback beside a VecNormalize wants an environment that is wrapped alike: give it `with_curriculum` around a `random` curriculum,
-    or use `evaluate` on tasks of your choice. Raises `TutelageError` where the spaces do not match, the environment takes no task, or the
+    An EvalCallback beside a VecNormalize wants an environment that is wrapped alike: give it one with a `random` curriculum, or use
+    `evaluate` on tasks of your choice. Raises `TutelageError` where the spaces do not match, the environment takes no task, or the
     curriculum asks for what is not given.
     """
     env = TaskVecEnv(venv, curriculum, mastery=mastery, transform=transform, test_env=test_env, value_fn=value_fn)
