@@ -9,7 +9,7 @@ import pytest
 
 from tutelage.curricula.classroom import Classroom
 from tutelage.registry import replications
-from tutelage.replications.meta_acl_again import CORNERS, SMOKE, classrooms, replay, student_of, cell_centres
+from tutelage.replications.meta_acl_again import CORNERS, SMOKE, cell_centres, classrooms, replay, student_of
 from tutelage.study.replicate import Replication
 
 PLAN: Replication = replications.get("meta-acl-again").target()

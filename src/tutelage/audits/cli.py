@@ -15,6 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="What can go wrong with a pipeline,
 Level = Annotated[float, typer.Option("--level", help="The chance of any finding on a clean subject, at most.")]
 Threshold = Annotated[str, typer.Option("--threshold", help="The least severity that is exit status 1: low, medium or high.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the verdict as JSON on stdout and nothing else there.")]
+Page = Annotated[Path | None, typer.Option("--page", metavar="FILE.html", help="Write the verdict as a page with evidence and curves.")]
 
 
 @app.callback()
@@ -33,11 +34,12 @@ def rewards(
         typer.Option("--set", metavar="NAME=SHARE", help="What a rule may see: misranked, shaped, dead, canned, duplicate, garbled."),
     ] = None,
     as_json: Json = False,
+    page: Page = None,
 ) -> None:
     """Does the reward of a rollout log still pay for the outcome, or for length, form and noise?"""
-    check_threshold(threshold)
+    check_options(threshold, page)
     verdict = run("rewards", log, twin=twin, level=level, **settings(sets or []))
-    conclude(verdict, threshold=threshold, as_json=as_json)
+    conclude(verdict, threshold=threshold, as_json=as_json, page=page)
 
 
 def run(name: str, subject: Any, *, twin: Any = None, seed: int = 0, **given: Any) -> Verdict:
@@ -50,12 +52,16 @@ def run(name: str, subject: Any, *, twin: Any = None, seed: int = 0, **given: An
     return part.target(subject, twin=twin, rng=np.random.default_rng(seed), **part.check(given))
 
 
-def conclude(verdict: Verdict, *, threshold: str, as_json: bool) -> None:
-    """Print the verdict; exit status 1 when its severity reaches the threshold."""
+def conclude(verdict: Verdict, *, threshold: str, as_json: bool, page: Path | None = None) -> None:
+    """Write the page if there is to be one, print the verdict; exit status 1 when its severity reaches the threshold."""
     from rich.console import Console
 
     from tutelage.audits.verdict import SEVERITIES, render
 
+    if page is not None:
+        from tutelage.audits.page import write_page
+
+        write_page(verdict, page)
     if as_json:
         print(verdict.to_json())
     else:
@@ -71,6 +77,15 @@ def check_threshold(threshold: str) -> None:
 
     if threshold not in SEVERITIES[1:]:
         raise unknown("severity", threshold, SEVERITIES[1:])
+
+
+def check_options(threshold: str, page: Path | None) -> None:
+    """Refuse an unknown severity, or a page that is no HTML file, before an audit spends minutes."""
+    from tutelage.errors import TutelageError
+
+    check_threshold(threshold)
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise TutelageError(f"--page {page}: the page is an HTML file; give it the suffix .html.")
 
 
 def settings(sets: list[str]) -> dict[str, Any]:

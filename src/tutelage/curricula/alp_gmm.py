@@ -28,10 +28,10 @@ class ALPGMM(MixtureTeacher):
     """Points from a Gaussian mixture, by absolute learning progress (arXiv 1910.07224).
 
     fit_every: episodes between fits, of the bootstrap and of the window that is fitted. random_share: probability of a uniform point.
-    min_components, max_components: the sweep, both included. criterion: "aic"; "bic" or "aicc". initial_mean, initial_std: a Gaussian of
-    easy tasks to bootstrap from, in the parameters' units, that an expert states (TeachMyAgent; a tenth of each side where only the mean
-    is); None, uniform points. history: latest episodes among which the nearest task is sought (see `AbsoluteLearningProgress`); None, all
-    of them, as published. reward_range: the environment's lowest and highest return, mapped to [0, 1] with clipping (the paper's walker:
+    min_components, max_components: the sweep, both included. criterion: "aic"; "bic" or "aicc". history: latest episodes among which the
+    nearest task is sought (see `AbsoluteLearningProgress`); None, all of them, as published. initial_mean, initial_std: a Gaussian of easy
+    tasks to bootstrap from, in the parameters' units, that an expert states (TeachMyAgent; a tenth of each side where only the mean is);
+    None, uniform points. reward_range: the environment's lowest and highest return, mapped to [0, 1] with clipping (the paper's walker:
     -150, 350); None takes returns as they are. TeachMyAgent's tuned values are fit_every 150, random_share 0.05 and 2 to 9 components.
 
     Departures: one generator for everything (the release seeds the global one); float64 points throughout (the release hands out float32);
@@ -51,9 +51,9 @@ class ALPGMM(MixtureTeacher):
         min_components: int = 2,
         max_components: int = 10,
         criterion: Criterion = "aic",
+        history: int | None = None,
         initial_mean: Vector = None,
         initial_std: Vector = None,
-        history: int | None = None,
         reward_range: Range = None,
     ) -> None:
         if history is not None and history < 1:

@@ -48,7 +48,7 @@ Room = Literal["whole", "without the corner"]
 
 CORNERS = 4
 ALP_GMM_SHARE = 0.3
-OPT_OUT: dict[str, Any] = {"max_distance": 0.05}
+OPT_OUT: dict[str, Any] = {"max_distance": 0.15}
 PATIENCE: dict[str, Any] = {"patience": 500}
 
 
@@ -86,7 +86,8 @@ def mixtures(size: Scale) -> dict[str, Any]:
 
 
 def again(space: TaskSpace, size: Scale, **hyper: Any) -> Again:
-    return Again(space, test_points=cell_centres(size), test_every=size.test_every, **mixtures(size), **hyper)
+    shared: dict[str, Any] = {"test_points": cell_centres(size), "test_every": size.test_every, "pretest_random": ALP_GMM_SHARE}
+    return Again(space, **shared, **mixtures(size), **hyper)
 
 
 def teach(student: GriddedStudent, curriculum: Curriculum, size: Scale) -> tuple[dict[str, list[float]], NDArray[np.uint8]]:

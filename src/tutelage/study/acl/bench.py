@@ -20,8 +20,9 @@ from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.errors import TutelageError, unknown
 from tutelage.files import atomic_write
 from tutelage.registry import curricula
+from tutelage.spaces import TaskSpace
 from tutelage.study.acl import profiles
-from tutelage.study.acl.profiles import BASELINE, LEVELS, Lessons, Level, Suite
+from tutelage.study.acl.profiles import BASELINE, LEVELS, KeepingRoom, Lessons, Level, Room, Suite, Tell
 from tutelage.study.acl.traces import proposed, write_trace
 from tutelage.study.cell import safe_name
 from tutelage.study.config import Strict, parse_part, parse_value, validate
@@ -39,7 +40,7 @@ class Teacher(Strict):
 
     name: str
     curriculum: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class Bench(Strict):
@@ -50,11 +51,11 @@ class Bench(Strict):
     """
 
     suite: str = "acl"
-    teachers: list[Teacher] = []
-    knowledge: list[Level] = list(LEVELS)
-    profiles: list[str] = []
+    teachers: list[Teacher] = Field(default_factory=list)
+    knowledge: list[Level] = Field(default_factory=lambda: list(LEVELS))
+    profiles: list[str] = Field(default_factory=list)
     seeds: int | None = Field(None, ge=1)
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ def parse_teacher(text: str) -> Teacher:
     part = curricula.get(name)
     if not (isinstance(part.target, type) and issubclass(part.target, SpaceCurriculum)):
         raise TutelageError(
-            f"{text}: the curriculum {name!r} teaches the tasks of a pool, and the students of a suite learn points of a space. Choose one of "
-            f"{', '.join(profiles.registered())} and the like."
+            f"{text}: the curriculum {name!r} teaches the tasks of a pool, and the students of a suite learn points of a space. Choose one "
+            f"of {', '.join(profiles.registered())} and the like."
         )
     return Teacher(name=text, curriculum=name, parameters=part.check(parameters))
 
@@ -216,15 +217,15 @@ def resolved(benchmark: Benchmark) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def learn(suite: Suite, row: Row, profile: str, seed: int, sizes: Any, tell: Callable[[dict[str, Any]], None]) -> tuple[Any, Lessons]:
-    """One cell: the student of the seed under the row's teacher. Returns its room, and what was seen."""
+def learn(suite: Suite, row: Row, profile: str, seed: int, sizes: Any, tell: Tell) -> tuple[Room, Lessons]:
+    """One cell: the student of the seed under the row's teacher. Returns the student's room and what was seen."""
     room = suite.room(profile, seed, sizes)
     parameters = {**suite.tuned.get(row.teacher.curriculum, {}), **row.teacher.parameters}
     teacher = profiles.build_teacher(row.teacher.curriculum, row.told, room.space, room.expert, seed=seed, parameters=parameters)
     return room, room.run(teacher, tell)
 
 
-def record_of(space: Any, lessons: Lessons) -> dict[str, Any]:
+def record_of(space: TaskSpace, lessons: Lessons) -> dict[str, Any]:
     """What is kept of a cell: the curve, what was proposed when and what came back, and costs."""
     mastered = [round(float(share), 6) for share in lessons.mastered]
     return {
@@ -234,17 +235,18 @@ def record_of(space: Any, lessons: Lessons) -> dict[str, Any]:
     }
 
 
-def begin(benchmark: tuple[Bench, Any], folder: Path, threads: int) -> Work:
-    """A worker's work on cells; its traces, and what else a student leaves behind, go to `folder`."""
+def begin(benchmark: tuple[Bench, Any], out: Path, threads: int) -> Work:
+    """A worker's work on cells. Traces go to out/traces, what a room keeps of its student to out/students."""
     bench, sizes = benchmark
     suite = profiles.suite(bench.suite)
 
-    def work(job: Job, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def work(job: Job, tell: Tell) -> dict[str, Any]:
         room, lessons = learn(suite, job.line, job.profile, job.seed, sizes, tell)
-        write_trace(folder / f"{job.file_name}.npz", room.space, lessons)
-        kept = room.keep(folder / job.file_name) if hasattr(room, "keep") else []
-        kept = [str(path.relative_to(folder.parent)) for path in kept]
-        return {"row": job.line.name, "profile": job.profile, "seed": job.seed, "kept": kept, **record_of(room.space, lessons)}
+        write_trace(out / "traces" / f"{job.file_name}.npz", room.space, lessons)
+        record = {"row": job.line.name, "profile": job.profile, "seed": job.seed, **record_of(room.space, lessons)}
+        if isinstance(room, KeepingRoom):
+            record["kept"] = [path.relative_to(out).as_posix() for path in room.keep(out / "students" / job.file_name)]
+        return record
 
     return work
 
@@ -252,18 +254,21 @@ def begin(benchmark: tuple[Bench, Any], folder: Path, threads: int) -> Work:
 def run_benchmark(
     benchmark: Benchmark, *, jobs: int | None = None, command: str = "", tell: Callable[[str, Any], None] = lambda kind, payload: None
 ) -> dict[str, Any]:
-    """Run what is missing, then write benchmark.json to OUT; returns the result."""
+    """Run what is missing, then write benchmark.json, report.html and figures to OUT; returns the result."""
+    from tutelage.study.acl.page import write_page
+
     bench = benchmark.bench
     occupy(benchmark.out, shared(bench, benchmark.suite, benchmark.sizes), resolved(benchmark))
     benchmark.load_finished()
     tell("plan", benchmark)
     if missing := len(benchmark.todo):
         run_all(
-            (bench, benchmark.sizes), benchmark, benchmark.out / "traces",
+            (bench, benchmark.sizes), benchmark, benchmark.out,
             jobs=min(jobs or default_jobs(), missing), tell=lambda kind, payload: tell(kind, _told(kind, payload)), begin=begin,
         )  # fmt: skip
     result = make_result(benchmark, command)
     atomic_write(benchmark.out / "benchmark.json", json.dumps(result))
+    write_page(result, benchmark.out)
     return result
 
 
@@ -287,12 +292,11 @@ def make_result(benchmark: Benchmark, command: str) -> dict[str, Any]:
     facts = {row.name: {"teacher": row.teacher.name, "levels": list(row.levels), "told": list(row.told)} for row in benchmark.plans}
     result: dict[str, Any] = {
         "title": suite.title, "command": command, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "metric": "mastered test tasks", "unit": suite.unit, "baseline": f"{BASELINE}@{bench.knowledge[0]}",
+        "metric": "mastered test tasks", "unit": suite.unit, "baseline": benchmark.plans[0].name,
         "levels": [level for level in LEVELS if level in bench.knowledge],
         "profiles": {name: suite.profiles[name] for name in bench.profiles}, "seeds": benchmark.seeds,
-        **table(final, facts, f"{BASELINE}@{benchmark.plans[0].levels[0]}"),
+        **table(final, facts, benchmark.plans[0].name),
         "cells": [{key: value for key, value in cell.items() if key != "identity"} for cell in cells],
         "config": resolved(benchmark), "versions": versions(PACKAGES), "machine": machine(),
     }  # fmt: skip
-    result["baseline"] = benchmark.plans[0].name
-    return without_nan(result)  # type: ignore[no-any-return]
+    return without_nan(result)

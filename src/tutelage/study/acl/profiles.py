@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol, get_args
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.curricula._spaces import SpaceCurriculum
+from tutelage.errors import unknown
 from tutelage.registry import curricula
 from tutelage.spaces import TaskSpace
 from tutelage.study.config import Strict
@@ -79,7 +82,7 @@ def facts(teacher: str, level: Level) -> tuple[str, ...] | None:
     """The hyperparameters that an expert sets for a teacher at a level; None where the teacher cannot run with so little."""
     if LEVELS.index(level) < LEVELS.index(LEAST.get(teacher, "none")):
         return None
-    return tuple(name for name, (since, _) in TELLS.get(teacher, {}).items() if LEVELS.index(since) <= LEVELS.index(level))  # type: ignore[arg-type]
+    return tuple(name for name, (since, _) in TELLS.get(teacher, {}).items() if LEVELS.index(since) <= LEVELS.index(level))
 
 
 def build_teacher(
@@ -100,8 +103,8 @@ def build_teacher(
 class Lessons:
     """What one student's whole training showed.
 
-    episodes, mastered: the curve, the share of test tasks mastered after so many episodes (environment steps, where `unit` says so). points,
-    returns: of every episode, in order. totals: costs by name, "seconds" among them.
+    episodes, mastered: the curve, the share of test tasks mastered after so many episodes (or what the suite's `unit` says). point_ED,
+    return_E: of every episode, in order. totals: costs by name, "seconds" among them.
     """
 
     episodes: list[int]
@@ -118,7 +121,15 @@ class Room(Protocol):
     expert: Expert
 
     def run(self, teacher: SpaceCurriculum, tell: Tell) -> Lessons:
-        """Teach from start to end; `tell` hears {"step", "share", "reward", "accuracy"} from time to time, accuracy being mastered tasks."""
+        """Teach from start to end; `tell` hears {"step", "share", "reward", "accuracy"} at times, accuracy being mastered tasks."""
+
+
+@runtime_checkable
+class KeepingRoom(Room, Protocol):
+    """A room whose student leaves something behind, such as weights and films."""
+
+    def keep(self, folder: Path) -> list[Path]:
+        """Write it after `run`; returns the files. The report shows those that end in .gif."""
 
 
 class Suite(Protocol):
@@ -132,20 +143,23 @@ class Suite(Protocol):
     title: str
     unit: str
     profiles: Mapping[str, str]
-    sizes: type[Strict]
     tuned: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def sizes(self) -> type[Strict]: ...
 
     def room(self, profile: str, seed: int, sizes: Any) -> Room:
         """The student of a seed in a profile: the same for every teacher."""
 
 
+SUITES = {"acl": "tutelage.study.acl.toys:GriddedSuite", "acl-walker": "tutelage.study.acl.walker:WalkerSuite"}
+"""Where each suite is written, as module:class; it is imported when it is asked for."""
+
+
 def suite(name: str) -> Suite:
     """The suite called `name`."""
-    from tutelage.errors import unknown
-    from tutelage.study.acl.toys import GriddedSuite
-    from tutelage.study.acl.walker import WalkerSuite
-
-    suites: dict[str, Callable[[], Suite]] = {"acl": GriddedSuite, "acl-walker": WalkerSuite}
-    if name not in suites:
-        raise unknown("suite", name, suites)
-    return suites[name]()
+    if name not in SUITES:
+        raise unknown("suite", name, SUITES)
+    module, _, cls = SUITES[name].partition(":")
+    found: Suite = getattr(import_module(module), cls)()
+    return found

@@ -39,9 +39,13 @@ class Sizes(Strict):
     """How large the toy is. cells: per side. visits: that unlock a cell's neighbours. evaluations: points of a curve after the first."""
 
     cells: int = Field(5, ge=2)
-    visits: int = Field(20, ge=1)
-    episodes: int = Field(1500, ge=1)
+    visits: int = Field(16, ge=1)
+    episodes: int = Field(1200, ge=1)
     evaluations: int = Field(15, ge=1)
+
+    @property
+    def lessons(self) -> dict[str, int]:
+        return {"episodes": self.episodes, "evaluations": self.evaluations}
 
 
 class GriddedRoom:
@@ -78,36 +82,50 @@ class GriddedRoom:
 
     def run(self, teacher: SpaceCurriculum, tell: Tell) -> Lessons:
         """Episode by episode, as the sources do: one proposal, one return."""
-        if teacher.wants() is not None:
-            raise TutelageError(
-                f"The curriculum {teacher.name!r} asks for measurements beside its lessons, which this suite's students do not give. "
-                "Choose another, or another way to feed it (self-paced: values=returns)."
-            )
-        episodes, began = self.sizes.episodes, time.process_time()
-        marks = {round(episodes * i / self.sizes.evaluations) for i in range(self.sizes.evaluations + 1)}
-        point_ED, return_E = np.empty((episodes, self.space.dimensions)), np.empty(episodes)
-        curve: list[tuple[int, float]] = [(0, self.student.mastered)]
-        teaching = 0.0
-        for episode in range(episodes):
-            if self.forgets and episode == round(FORGETS_AT * episodes):
-                self.student.reset()
-            start = time.perf_counter()
-            points_1D = teacher.propose(1)
-            teaching += time.perf_counter() - start
-            reward_1 = self.attempt(points_1D)
-            start = time.perf_counter()
-            teacher.observe(Outcomes.of(self.space, points_1D, reward=reward_1))
-            teaching += time.perf_counter() - start
-            point_ED[episode], return_E[episode] = points_1D[0], reward_1[0]
-            if episode + 1 in marks:
-                curve.append((episode + 1, self.student.mastered))
-                share = (episode + 1) / episodes
-                tell(
-                    {"step": episode + 1, "share": share, "reward": float(return_E[: episode + 1][-100:].mean()), "accuracy": curve[-1][1]}
-                )
-        done, mastered = ([point[i] for point in curve] for i in (0, 1))
-        totals = {"seconds": time.process_time() - began, "teacher_seconds": teaching, "episodes": float(episodes)}
-        return Lessons(done, mastered, point_ED, return_E, totals)  # type: ignore[arg-type]
+        forgets = {round(FORGETS_AT * self.sizes.episodes): self.student.reset} if self.forgets else {}
+        return teach(teacher, self.attempt, lambda: self.student.mastered, tell, **self.sizes.lessons, events=forgets)
+
+
+def teach(
+    teacher: SpaceCurriculum,
+    attempt: Callable[[Float], Float],
+    measure: Callable[[], float],
+    tell: Tell,
+    *,
+    episodes: int,
+    evaluations: int,
+    events: Mapping[int, Callable[[], None]] | None = None,
+) -> Lessons:
+    """Teach a student episode by episode.
+
+    attempt: points (1, D) to returns (1,), learning on the way. measure: the share of test tasks mastered, called before the first episode
+    and `evaluations` times, evenly. events: what happens before an episode, counted from 0.
+    """
+    if teacher.wants() is not None:
+        raise TutelageError(
+            f"The curriculum {teacher.name!r} asks for measurements beside its lessons, which these students do not give. "
+            "Choose another, or another way to feed it (self-paced: values=returns)."
+        )
+    marks, began, teaching = {round(episodes * i / evaluations) for i in range(1, evaluations + 1)}, time.process_time(), 0.0
+    point_ED, return_E = np.empty((episodes, teacher.space.dimensions)), np.empty(episodes)
+    lessons = Lessons([0], [measure()], point_ED, return_E)
+    for episode in range(episodes):
+        if events and episode in events:
+            events[episode]()
+        start = time.perf_counter()
+        points_1D = teacher.propose(1)
+        teaching += time.perf_counter() - start
+        reward_1 = attempt(points_1D)
+        start = time.perf_counter()
+        teacher.observe(Outcomes.of(teacher.space, points_1D, reward=reward_1))
+        teaching += time.perf_counter() - start
+        point_ED[episode], return_E[episode] = points_1D[0], reward_1[0]
+        if (done := episode + 1) in marks:
+            lessons.episodes.append(done)
+            lessons.mastered.append(measure())
+            tell({"step": done, "share": done / episodes, "reward": float(return_E[:done][-100:].mean()), "accuracy": lessons.mastered[-1]})
+    lessons.totals = {"seconds": time.process_time() - began, "teacher_seconds": teaching, "episodes": float(episodes)}
+    return lessons
 
 
 class GriddedSuite:
@@ -125,7 +143,7 @@ class GriddedSuite:
         "adr": {"boundary_share": 0.7},
         "goal-gan": {"noise": 0.1, "replay": 0.1, "pretrain": 100, "iterations": 50},
         "self-paced": {"update_every": 50, "update_offset": 100, "alpha_offset": 10, "zeta": 0.25, "max_kl": 0.1, "performance": "return"},
-        "setter-solver": {"update_every": 50, "noise": 0.1, "hidden": 64},
+        "setter-solver": {"update": 50, "noise": 0.1, "hidden": 32, "blocks": 1},
     }
 
     def room(self, profile: str, seed: int, sizes: Sizes) -> GriddedRoom:

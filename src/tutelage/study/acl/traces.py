@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tutelage.study.acl.profiles import Lessons
 
 Float = NDArray[np.float64]
 
-COLUMNS, BINS = 12, 10
+COLUMNS, BINS = 10, 10
 
 
 def proposed(space: TaskSpace, point_ED: Float, return_E: Float) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def proposed(space: TaskSpace, point_ED: Float, return_E: Float) -> dict[str, An
     edges = np.linspace(0, len(return_E), min(COLUMNS, max(len(return_E), 1)) + 1).round().astype(int)
     share_ED = (point_ED - space.low_D) / space.range_D
     bin_ED = np.minimum((share_ED * BINS).astype(int), BINS - 1)
-    stretches = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    stretches = [slice(a, b) for a, b in itertools.pairwise(edges)]
     count = [[np.bincount(bin_ED[part, d], minlength=BINS).tolist() for part in stretches] for d in range(space.dimensions)]
     returned = [round(float(return_E[part].mean()), 4) if part.stop > part.start else None for part in stretches]
     ranges = [[float(low), float(high)] for low, high in zip(space.low_D, space.high_D, strict=True)]

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tutelage.study import words
+from tutelage.study.acl.profiles import LEVELS
 from tutelage.study.stats import difference, judge, t_interval
 
 Float = NDArray[np.float64]
@@ -53,3 +55,33 @@ def _within(bound: float) -> float:
 
 def _key(row: str, profile: str) -> str:
     return f"{row} : {profile}"
+
+
+def headline(result: dict[str, Any]) -> str:
+    """What the benchmark found, in one or two sentences; no winner that no verdict names."""
+    seeds, profiles = len(result["seeds"]), len(result["profiles"])
+    opening = f"Over {seeds} seed{'s' * (seeds > 1)}"
+    rows = [row for row in result["rows"] if row["name"] != result["baseline"]]
+    verdicts = [found["verdict"] for row in rows for found in row["profiles"].values()]
+    if verdicts and set(verdicts) == {"too few seeds"}:
+        return f"{opening}, nothing can be said yet: too few seeds for a verdict."
+    told = [f"{label(row)} in {count} of {profiles}" for row in rows if (count := _times(row, "holds"))]
+    worse = [f"{label(row)} in {count}" for row in rows if (count := _times(row, "reversed"))]
+    if not told and not worse:
+        return f"{opening}, no difference from random tasks is shown for any teacher in any profile."
+    better = f"more is mastered than with random tasks by {words.listing(told)} profiles" if told else "no teacher beats random tasks"
+    return f"{opening}, {better}." + (f" Less is mastered by {words.listing(worse)}." if worse else "")
+
+
+def _times(row: dict[str, Any], verdict: str) -> int:
+    return sum(found["verdict"] == verdict for found in row["profiles"].values())
+
+
+def label(row: dict[str, Any]) -> str:
+    """A row in words: the teacher, and what it is told where its other rows are told something else."""
+    return f"{row['teacher']} ({knows(row)})" if row["told"] else str(row["teacher"])
+
+
+def knows(row: dict[str, Any]) -> str:
+    """The expert knowledge of a row: "any" level, or the levels."""
+    return "any" if len(row["levels"]) == len(LEVELS) else ", ".join(row["levels"])
