@@ -32,7 +32,7 @@ def teach(room: WalkerRoom, name: str = "random", **more: Any) -> tuple[Lessons,
 
 def test_a_cell_records_a_curve_and_leaves_the_walker_behind(tmp_path: Path) -> None:
     run = bench.plan(bench.make_bench("acl-walker", ["alp-gmm:fit_every=5"], ["profiles=base", *(f"{k}={v}" for k, v in TINY.items())], 1))
-    work = bench.begin((run.bench, run.sizes), tmp_path / "traces", 1)
+    work = bench.begin((run.bench, run.sizes), tmp_path, 1)
     told: list[dict[str, Any]] = []
     job = next(job for job in run.jobs if job.line.teacher.curriculum == "alp-gmm")
     record = json.loads(json.dumps(work(job, told.append)))
@@ -48,11 +48,11 @@ def test_a_cell_records_a_curve_and_leaves_the_walker_behind(tmp_path: Path) -> 
 
     with Image.open(films[0]) as film:
         assert film.n_frames > 5
-    trace = read_trace(tmp_path / "traces" / job.file_name / "trace.jsonl")
+    trace = read_trace(tmp_path / "students" / job.file_name / "trace.jsonl")
     assert np.isfinite(trace.reward_M).sum() == record["totals"]["episodes"]
     from stable_baselines3 import PPO
 
-    assert PPO.load(tmp_path / "traces" / job.file_name / "model.zip", device="cpu").num_timesteps == 400
+    assert PPO.load(tmp_path / "students" / job.file_name / "model.zip", device="cpu").num_timesteps == 400
 
 
 def test_the_same_cell_twice_is_the_same() -> None:
@@ -94,8 +94,8 @@ def test_every_teacher_is_told_what_its_level_allows(profile: str) -> None:
     assert built >= 18
 
 
-def test_a_spider_by_sac() -> None:
-    lessons, _ = teach(SUITE.room("diverse", 3, Sizes(**{**TINY, "steps": 60})))
+def test_a_small_walker_by_sac() -> None:
+    lessons, _ = teach(SUITE.room("diverse", 2, Sizes(**{**TINY, "steps": 60})))
     assert lessons.episodes == [0, 60]
 
 
