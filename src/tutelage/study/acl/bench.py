@@ -261,15 +261,25 @@ def run_benchmark(
     occupy(benchmark.out, shared(bench, benchmark.suite, benchmark.sizes), resolved(benchmark))
     benchmark.load_finished()
     tell("plan", benchmark)
-    if missing := len(benchmark.todo):
-        run_all(
-            (bench, benchmark.sizes), benchmark, benchmark.out,
-            jobs=min(jobs or default_jobs(), missing), tell=lambda kind, payload: tell(kind, _told(kind, payload)), begin=begin,
-        )  # fmt: skip
+    run_cells(benchmark, min(jobs or default_jobs(), max(len(benchmark.todo), 1)), tell)
     result = make_result(benchmark, command)
     atomic_write(benchmark.out / "benchmark.json", json.dumps(result))
     write_page(result, benchmark.out)
     return result
+
+
+def run_cells(benchmark: Benchmark, jobs: int, tell: Callable[[str, Any], None]) -> None:
+    """Run what is queued: in `jobs` worker processes, or here if that is one."""
+    shown: Callable[[str, Any], None] = lambda kind, payload: tell(kind, _told(kind, payload))  # noqa: E731
+    what = (benchmark.bench, benchmark.sizes)
+    if jobs > 1:
+        run_all(what, benchmark, benchmark.out, jobs=jobs, tell=shown, begin=begin)
+        return
+    work = begin(what, benchmark.out, 1)
+    while (job := benchmark.next_job()) is not None:
+        record = work(job, lambda info, job=job: shown("step", (job, info)))  # type: ignore[misc]
+        benchmark.finished(job, record)
+        shown("done", (job, record))
 
 
 def _told(kind: str, payload: Any) -> Any:

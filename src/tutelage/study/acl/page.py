@@ -85,12 +85,13 @@ def _page(
             ("Students", "students", _films(result, out)),
             ("Setup", "setup", _setup(result)),
         ],
-        footer='Made by tutelage. All curves are in <a href="benchmark.json">benchmark.json</a>, proposals in <a href="traces/">traces</a>.',
+        footer=_FOOTER,
         data={key: value for key, value in result.items() if key != "cells"},
         numbers={"rows": key, "arms": [], "curves": numbers, "heat": {}},
     )
 
 
+_FOOTER = 'Made by tutelage. All curves are in <a href="benchmark.json">benchmark.json</a>, all proposals in <a href="traces/">traces</a>.'
 _BANDS = "The share of test tasks mastered while training: means over seeds, with 95 % bootstrap bands, which are for the eye."
 
 
@@ -148,9 +149,9 @@ def _cell(key: str, found: dict[str, Any]) -> str:
     low, high = found["interval"]
     bounds = "" if low is None or high is None else f"{100 * low:.0f} to {100 * high:.0f}"
     verdict = found.get("verdict", "baseline")
-    badge = "" if verdict in ("baseline", "not shown") else pieces.badge(verdict)
+    badge = pieces.badge(verdict) if verdict in ("holds", "reversed") else ""
     shown = pieces.value(f"{key}.mean", found["mean"], f"{100 * found['mean']:.1f}", "strong")
-    p = "" if found.get("p_holm") is None else f"p = {words.p_value(found['p_holm'])}".replace("= <", "< ")
+    p = "" if verdict in ("baseline", "too few seeds") else f"p = {words.p_value(found['p_holm'])}".replace("= <", "< ")
     around = pieces.value(f"{key}.interval", found["interval"], bounds, "sub")
     return f'<td role="cell">{shown}{around}<span class="sub">{p}</span>{badge}</td>'
 

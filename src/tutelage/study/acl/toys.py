@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from tutelage.curricula._base import Wants
 from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.errors import TutelageError
 from tutelage.outcomes import Outcomes
@@ -74,16 +75,24 @@ class GriddedRoom:
 
     def attempt(self, points_ND: Float) -> Float:
         """Returns of one episode per point, shape (N,)."""
+        return self._seen(points_ND, self.student.attempt)
+
+    def score(self, points_ND: Float) -> Float:
+        """Returns of points as they stand, without learning, shape (N,)."""
+        return self._seen(points_ND, self.student.score)
+
+    def _seen(self, points_ND: Float, returns: Callable[[Float], Float]) -> Float:
         inner_ND = self.forward(points_ND)
         inside_N = self.student.space.contains(inner_ND)
         reward_N = np.full(len(points_ND), self.outside)
-        reward_N[inside_N] = self.student.attempt(inner_ND[inside_N])
+        reward_N[inside_N] = returns(inner_ND[inside_N])
         return reward_N
 
     def run(self, teacher: SpaceCurriculum, tell: Tell) -> Lessons:
         """Episode by episode, as the sources do: one proposal, one return."""
         forgets = {round(FORGETS_AT * self.sizes.episodes): self.student.reset} if self.forgets else {}
-        return teach(teacher, self.attempt, lambda: self.student.mastered, tell, **self.sizes.lessons, events=forgets)
+        measure: Callable[[], float] = lambda: self.student.mastered  # noqa: E731
+        return teach(teacher, self.attempt, measure, tell, **self.sizes.lessons, events=forgets, score=self.score)
 
 
 def teach(
@@ -95,23 +104,22 @@ def teach(
     episodes: int,
     evaluations: int,
     events: Mapping[int, Callable[[], None]] | None = None,
+    score: Callable[[Float], Float] | None = None,
 ) -> Lessons:
     """Teach a student episode by episode.
 
     attempt: points (1, D) to returns (1,), learning on the way. measure: the share of test tasks mastered, called before the first episode
-    and `evaluations` times, evenly. events: what happens before an episode, counted from 0.
+    and `evaluations` times, evenly. events: what happens before an episode, counted from 0. score: returns of points without learning, for
+    teachers that ask (`Curriculum.wants`), as returns or as the signal "value".
     """
-    if teacher.wants() is not None:
-        raise TutelageError(
-            f"The curriculum {teacher.name!r} asks for measurements beside its lessons, which these students do not give. "
-            "Choose another, or another way to feed it (self-paced: values=returns)."
-        )
     marks, began, teaching = {round(episodes * i / evaluations) for i in range(1, evaluations + 1)}, time.process_time(), 0.0
     point_ED, return_E = np.empty((episodes, teacher.space.dimensions)), np.empty(episodes)
     lessons = Lessons([0], [measure()], point_ED, return_E)
     for episode in range(episodes):
         if events and episode in events:
             events[episode]()
+        if (wants := teacher.wants()) is not None:
+            _answer(teacher, wants, score)
         start = time.perf_counter()
         points_1D = teacher.propose(1)
         teaching += time.perf_counter() - start
@@ -126,6 +134,19 @@ def teach(
             tell({"step": done, "share": done / episodes, "reward": float(return_E[:done][-100:].mean()), "accuracy": lessons.mastered[-1]})
     lessons.totals = {"seconds": time.process_time() - began, "teacher_seconds": teaching, "episodes": float(episodes)}
     return lessons
+
+
+def _answer(teacher: SpaceCurriculum, wants: Wants, score: Callable[[Float], Float] | None) -> None:
+    """Measure what a teacher asks for."""
+    if score is None or set(wants.signals) - {"value"}:
+        raise TutelageError(
+            f"The curriculum {teacher.name!r} asks for measurements beside its lessons, which this student does not give. "
+            "Choose another, or another way to feed it (self-paced: values=returns)."
+        )
+    return_N = score(wants.rows_N)
+    signals = dict.fromkeys(wants.signals, return_N)
+    reward = return_N if wants.attempts else None
+    teacher.observe(Outcomes.of(teacher.space, wants.rows_N, reward=reward, signals=signals), probe=True)
 
 
 class GriddedSuite:
