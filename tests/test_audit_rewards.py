@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import logs
-from tutelage.audits import Check, Effect, Verdict, _rules
+from tutelage.audits import Check, Effect, Verdict, _rules, _trends
 from tutelage.audits._attempts import Attempts
 from tutelage.audits._attempts import load as load_log
 from tutelage.audits.rewards import rewards
@@ -38,7 +38,8 @@ def attempts(**columns: Any) -> Attempts:
     usual: dict[str, Any] = {
         "path": Path("none"), "prompt_B": np.arange(size) // 4 % 50, "group_B": np.arange(size) // 4, "reward_B": np.zeros(size),
         "solved_B": np.zeros(size), "length_B": np.ones(size), "markup_B": np.zeros(size), "text_B": np.arange(size),
-        "long_B": np.ones(size, dtype=bool), "garbled_B": np.zeros(size), "warnings": (),
+        "long_B": np.ones(size, dtype=bool), "garbled_B": np.zeros(size), "candidates_B": np.zeros(size), "odd_B": np.full(size, np.nan),
+        "kl_B": np.full(size, np.nan), "entropy_B": np.full(size, np.nan), "source_B": np.full(size, -1),
     }  # fmt: skip
     return Attempts(**(usual | columns))
 
@@ -58,7 +59,7 @@ def test_divergence_keeps_its_level_where_the_null_is_hardest() -> None:
     ps = []
     for _ in range(200):
         solved_B = (rng.random(1200) < 0.5).astype(float)
-        found = _rules.divergence(attempts(step_B=step_B, reward_B=solved_B + step_B, solved_B=solved_B))
+        found = _trends.divergence(attempts(step_B=step_B, reward_B=solved_B + step_B, solved_B=solved_B))
         assert found.p is not None
         ps.append(found.p)
     for level in (0.05, 0.2, 0.5):
@@ -73,7 +74,7 @@ def test_paid_length_keeps_its_level_where_the_null_is_hardest() -> None:
     ps = []
     for _ in range(200):
         length_B = step_B + rng.random(1200)
-        found = _rules.paid_length(attempts(step_B=step_B, reward_B=rng.normal(size=1200), length_B=length_B))
+        found = _trends.paid_length(attempts(step_B=step_B, reward_B=rng.normal(size=1200), length_B=length_B))
         assert found.p is not None
         ps.append(found.p)
     assert binomial_p(int(np.sum(np.array(ps) <= 0.05)), 200, 0.05) > 0.01
@@ -197,8 +198,8 @@ def test_length_that_comes_with_better_outcomes_is_no_finding() -> None:
     step_B = np.repeat(np.arange(20), 40)
     solved_B = (rng.random(800) < step_B / 20).astype(float)
     length_B = step_B + rng.random(800)
-    assert _rules.paid_length(attempts(step_B=step_B, solved_B=solved_B, reward_B=solved_B + 0.01 * length_B, length_B=length_B)).p == 1.0
-    flat = _rules.paid_length(attempts(step_B=step_B, reward_B=0.01 * length_B, length_B=length_B))
+    assert _trends.paid_length(attempts(step_B=step_B, solved_B=solved_B, reward_B=solved_B + 0.01 * length_B, length_B=length_B)).p == 1.0
+    flat = _trends.paid_length(attempts(step_B=step_B, reward_B=0.01 * length_B, length_B=length_B))
     assert flat.p is not None
     assert flat.p < 1e-4
 

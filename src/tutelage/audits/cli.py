@@ -31,7 +31,9 @@ def rewards(
     threshold: Threshold = "low",
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=SHARE", help="What a rule may see: misranked, shaped, dead, canned, duplicate, garbled."),
+        typer.Option(
+            "--set", metavar="NAME=SHARE", help="What a rule on a share may see, such as dead=0.7; `tutelage show rewards` lists them."
+        ),
     ] = None,
     as_json: Json = False,
     page: Page = None,
