@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import logs
 from tutelage.audits import Check, Effect, Verdict, _rules, _trends
 from tutelage.audits._attempts import Attempts
 from tutelage.audits._attempts import load as load_log
@@ -20,8 +18,15 @@ from tutelage.cli import main
 from tutelage.errors import TutelageError
 from tutelage.rates import binomial_p
 from tutelage.testing import check_audit
+from tutelage.testing.rollout_logs import FAULTS, write_log
 
-small = partial(logs.write, steps=16, tasks=4, attempts=4, pool=30)
+SMALL = {"steps": 16, "tasks": 4, "attempts": 4, "pool": 30}
+LARGE = {"steps": 36, "tasks": 12, "attempts": 4, "pool": 100}
+"""What a trend within sources takes to be found."""
+
+
+def small(path: Path, seed: int, **more: Any) -> Path:
+    return write_log(path, seed=seed, **(SMALL | more))
 
 
 def run(path: Path, **more: Any) -> Verdict:
@@ -96,13 +101,14 @@ def test_shares_at_their_threshold_keep_the_level() -> None:
 # --- detections
 
 
-@pytest.mark.parametrize("fault", logs.FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_the_battery_finds_each_planted_fault(fault: str) -> None:
+    size, trials = (LARGE, 2) if fault in ("source", "mix") else (SMALL | {"tasks": 6}, 3)
     measured = check_audit(
         rewards,
-        clean=lambda folder, rng: small(folder / "log.jsonl", int(rng.integers(1 << 30))),
-        faulty=lambda folder, rng: small(folder / "log.jsonl", int(rng.integers(1 << 30)), fault=fault),
-        check=fault, trials=3,
+        clean=lambda folder, rng: small(folder / "log.jsonl", int(rng.integers(1 << 30)), **size),
+        faulty=lambda folder, rng: small(folder / "log.jsonl", int(rng.integers(1 << 30)), fault=fault, **size),
+        check=fault, trials=trials,
     )  # fmt: skip
     assert measured.detections.value == 1.0
     assert measured.false_positives.value == 0.0
@@ -217,7 +223,7 @@ def test_a_twin_gives_base_rates_and_can_clear(tmp_path: Path) -> None:
     by_name = {check.name: check for check in beside.checks}
     assert by_name["canned"].base_rate == 0.0
     drifted, also = small(tmp_path / "d.jsonl", 4, fault="divergence"), small(tmp_path / "e.jsonl", 5, fault="divergence")
-    assert found(run(drifted, twin=clean)) == {"divergence"}
+    assert found(run(drifted, twin=clean)) == {"divergence", "source"}
     assert found(run(drifted, twin=also)) == set()
 
 

@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 
 from tutelage.audits._attempts import Bools, Floats, Ints
 from tutelage.audits.verdict import Curve, Effect
+from tutelage.rates import rising_p
 
 STRETCHES = 24
 LEAST_STRETCHES = 6
@@ -39,9 +40,7 @@ def rises(value_T: Floats) -> float:
     """One-sided p value of Kendall's tau for a rise over the stretches; 1 where nothing changes."""
     if np.ptp(value_T) <= 1e-9 * np.abs(value_T).max():
         return 1.0
-    from scipy.stats import kendalltau  # a slow import, needed here alone
-
-    return float(kendalltau(np.arange(len(value_T)), value_T, alternative="greater").pvalue)
+    return rising_p(value_T)
 
 
 def change(value_T: Floats, what: str) -> Effect:
