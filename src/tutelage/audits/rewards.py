@@ -103,7 +103,7 @@ def rewards(
     rules = rule_table(level=level, **shares)
     log = load(Path(subject))
     clean = None if twin is None else load(Path(twin))
-    return judge(log, clean, rules, level=level, command=_command(subject, twin, {"level": level} | shares))
+    return judge(log, clean, rules, level=level, command=command_of(subject, twin, {"level": level} | shares))
 
 
 def rule_table(*, level: float = 0.05, **given: float) -> dict[str, Rule]:
@@ -183,7 +183,8 @@ def _warnings(log: Attempts, clean: Attempts | None) -> tuple[Warned, ...]:
     return (*log.warnings, *tally.warnings, *(Warned(what=f"twin: {w.what}", count=w.count, first=w.first) for w in of_twin))
 
 
-def _command(subject: Any, twin: Any, settings: dict[str, float]) -> str:
+def command_of(subject: Any, twin: Any, settings: dict[str, float]) -> str:
+    """The command that reproduces a verdict; what a setting is by default is left out."""
     usual = {name: p.default for name, p in inspect.signature(rewards).parameters.items()}
     words = ["tutelage", "audit", "rewards", str(subject)] + ([] if twin is None else ["--twin", str(twin)])
     for name, value in settings.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,11 @@ def as_text(value: Any) -> str | None:
         contents = [message.get("content") for message in value]
         return "\n".join(text if isinstance(text, str) else "" if text is None else str(text) for text in contents)
     return None
+
+
+def prompt_key(prompt: str) -> str:
+    """An id for a prompt that is known by its text alone."""
+    return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def numbers(values: Sequence[Any], name: str, where: Where, tally: Tally) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from typing import Any
 
 from tutelage.errors import TutelageError, missing_extra, unknown
 from tutelage.files import atomic_open
-from tutelage.rollouts.columns import TERM, as_text
+from tutelage.rollouts.columns import TERM, as_text, prompt_key
 from tutelage.rollouts.reader import log_files
 from tutelage.rollouts.writer import write_all
 
@@ -60,7 +59,7 @@ def _trl_rows(files: list[Path], solved: str | None, rewards: Mapping[str, float
             prompt = as_text(columns["prompt"][b]) or ""
             yield {
                 "step": step,
-                "prompt_id": _key(prompt),
+                "prompt_id": prompt_key(prompt),
                 "completion": as_text(columns["completion"][b]) or "",
                 "reward": sum(weights[name] * value for name, value in known.items()) if known else None,
                 "solved": None if solved is None else columns[solved][b],
@@ -103,7 +102,7 @@ def _verl_rows(files: list[Path], solved: str | None) -> Iterator[dict[str, Any]
                 terms = {k: v for k, v in row.items() if k not in VERL_COLUMNS and isinstance(v, int | float)}
                 yield {
                     "step": row["step"],
-                    "prompt_id": _key(row["input"]),
+                    "prompt_id": prompt_key(row["input"]),
                     "completion": row["output"],
                     "reward": row["score"],
                     "solved": None if solved is None else _judgement(row[solved]),
@@ -148,7 +147,3 @@ def _need(columns: Mapping[str, Any], names: tuple[str, ...], where: Any, what: 
 def _numeric(values: list[Any]) -> bool:
     known = [value for value in values if value is not None]
     return bool(known) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
-
-
-def _key(prompt: str) -> str:
-    return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8).hexdigest()
