@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,13 +64,15 @@ def is_known(name: str) -> bool:
     return name in REQUIRED or name in OPTIONAL or (name.startswith(TERM) and len(name) > len(TERM))
 
 
-def check_names(names: Sequence[str], where: str, tally: Tally) -> None:
-    """Raise if a required column is missing; count those that nothing is known of."""
+def check_names(names: Iterable[str], where: str, tally: Tally, told: set[str]) -> None:
+    """Raise if a required column is missing; count those that nothing is known of, each once: `told` are those that were counted."""
+    names = list(names)
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         raise TutelageError(_missing(missing, names, where))
     for name in names:
-        if not is_known(name):
+        if not is_known(name) and name not in told:
+            told.add(name)
             tally.add(f"the column {name!r} is none of a rollout log's and was not read", where)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import Tally, TutelageError, Warned, missing_extra
-from tutelage.rollouts.columns import REQUIRED, Chunk, check_names, is_known, make_chunk
+from tutelage.rollouts.columns import Chunk, check_names, is_known, make_chunk
 
 JSONL = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
@@ -40,6 +40,7 @@ class RolloutReader:
         self.path, self.rows = Path(path), rows
         self.files = log_files(self.path, (*JSONL, *PARQUET))
         self._tally = Tally()
+        self._told: set[str] = set()
 
     @property
     def warnings(self) -> tuple[Warned, ...]:
@@ -47,7 +48,7 @@ class RolloutReader:
         return self._tally.warnings
 
     def __iter__(self) -> Iterator[Chunk]:
-        self._tally = Tally()
+        self._tally, self._told = Tally(), set()
         last_step, last_key, grouped, total = -1, None, False, 0
         for chunk in self._chunks():
             back_B = chunk.step_B < [last_step, *chunk.step_B[:-1]]
@@ -75,7 +76,7 @@ class RolloutReader:
         size = 0
         for number, length, row in json_lines(path, self._tally):
             if keys is None:
-                check_names(list(row), f"{path}, line {number}", self._tally)
+                check_names(row, f"{path}, line {number}", self._tally, self._told)
                 known = [name for name in row if is_known(name)]
             elif row.keys() != keys:
                 known = self._other_row(row, known, f"{path}, line {number}")
@@ -91,9 +92,7 @@ class RolloutReader:
 
     def _other_row(self, row: dict[str, Any], known: list[str], where: str) -> list[str]:
         """Count a row whose columns differ from those of the row before; the known columns with its own."""
-        missing = [name for name in REQUIRED if name not in row]
-        if missing:
-            check_names(list(row), where, self._tally)
+        check_names(row, where, self._tally, self._told)
         self._tally.add("rows whose columns differ from those of the row before; absent values are read as null", where)
         return known + [name for name in row if is_known(name) and name not in known]
 
@@ -107,7 +106,7 @@ class RolloutReader:
         try:
             with path.open("rb") as file:
                 table = pyarrow.parquet.ParquetFile(file)
-                check_names(table.schema_arrow.names, str(path), self._tally)
+                check_names(table.schema_arrow.names, str(path), self._tally, self._told)
                 known = [name for name in table.schema_arrow.names if is_known(name)]
                 for batch in table.iter_batches(batch_size=self.rows, columns=known):
                     if len(batch):

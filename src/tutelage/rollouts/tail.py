@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import KeysView
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import Tally, TutelageError, Warned
-from tutelage.rollouts.columns import REQUIRED, Chunk, check_names, is_known, make_chunk
+from tutelage.rollouts.columns import Chunk, check_names, is_known, make_chunk
 
 
 class RolloutTail:
@@ -22,7 +23,8 @@ class RolloutTail:
         self.path = Path(path)
         self._offset = self._lines = 0
         self._tally = Tally()
-        self._named = False
+        self._told: set[str] = set()
+        self._names: KeysView[str] | None = None
 
     @property
     def warnings(self) -> tuple[Warned, ...]:
@@ -71,9 +73,7 @@ class RolloutTail:
             raise TutelageError(f"{where} is not valid JSON: {error}. Mend or drop the line.") from None
         if not isinstance(row, dict):
             raise TutelageError(f"{where} holds {type(row).__name__}; expected one JSON object per line.")
-        if not self._named:
-            check_names(list(row), where, self._tally)
-            self._named = True
-        elif not row.keys() >= set(REQUIRED):
-            check_names(list(row), where, Tally())
+        if row.keys() != self._names:
+            check_names(row, where, self._tally, self._told)
+            self._names = row.keys()
         return row
