@@ -261,6 +261,10 @@ def test_the_command_and_its_exit_status(tmp_path: Path, monkeypatch: pytest.Mon
     clean, faulty = small(tmp_path / "c.jsonl", 0), small(tmp_path / "f.jsonl", 0, fault="misranked")
     status, out, _ = command(clean)
     assert (status, "nothing found" in out) == (0, True)
+    page = tmp_path / "page.html"
+    status, out, _ = command(faulty, "--page", page)
+    assert (status, "best paid attempt is a failed one" in page.read_text(encoding="utf-8")) == (1, True)
+    assert "mean KL, nats a token" in page.read_text(encoding="utf-8")
     status, out, _ = command(faulty, "--twin", clean, "--json")
     assert status == 1
     assert Verdict.from_json(out).to_json() == run(faulty, twin=clean).to_json()
@@ -271,6 +275,8 @@ def test_the_command_and_its_exit_status(tmp_path: Path, monkeypatch: pytest.Mon
         ([clean, "--threshold", "hihg"], "Did you mean 'high'"),
         ([clean, "--set", "ded=0.7"], "Did you mean 'dead'"),
         ([clean, "--set", "dead"], "expected NAME=VALUE"),
+        ([clean, "--set", "level=0.1"], "options of their own"),
+        ([clean, "--page", tmp_path / "page.pdf"], "the suffix .html"),
     ):
         status, out, error = command(*arguments)
         assert status == 2

@@ -286,6 +286,7 @@ def test_a_trainer_writes_its_log(tmp_path: Path) -> None:
     np.testing.assert_allclose(chunk.columns["reward/digits"], tiny.digits(chunk.completion_B), rtol=1e-6)
     np.testing.assert_array_equal(chunk.solved_B, tiny.has_a(chunk.completion_B))
     assert len(set(chunk.group_B)) == len(chunk) / 4
+    assert chunk.columns["source"] == [str(pool.arms().arm_N[row]) for x in lessons for row in np.repeat(x.rows_N, 4)]
 
 
 def test_whose_dump_it_is_shows_in_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
