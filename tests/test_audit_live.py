@@ -109,6 +109,12 @@ def test_the_tail_leaves_half_lines_and_names_bad_ones(tmp_path: Path) -> None:
     path.write_bytes(line)
     with pytest.raises(TutelageError, match="became shorter"):
         tail.read()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(TutelageError, match="Cannot read"):
+        tail.read()
+    with pytest.raises(TutelageError, match="only a log in JSON Lines can be followed"):
+        RolloutTail(tmp_path / "log.parquet")
 
 
 def test_a_watch_checks_its_settings() -> None:

@@ -62,8 +62,6 @@ class LiveAudit(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and not self._broken:
             self._follow(state, last=True)
-            if self.page is not None and self.verdict is not None:
-                write_page(self.verdict, self.page)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is not None and self.verdict is not None:
@@ -77,6 +75,8 @@ class LiveAudit(TrainerCallback):
             self.watch.read()
             if self.watch.due or last:
                 self._judge(state)
+            if last and self.page is not None and self.verdict is not None:
+                write_page(self.verdict, self.page)
         except TutelageError as error:
             self._broken = True
             logger.warning("The live audit ends here, the training goes on: %s", error)

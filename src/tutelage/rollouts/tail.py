@@ -21,6 +21,8 @@ class RolloutTail:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.suffix.lower() not in (".jsonl", ".ndjson"):
+            raise TutelageError(f"{self.path}: only a log in JSON Lines can be followed while it is written; give it the suffix .jsonl.")
         self._offset = self._lines = 0
         self._tally = Tally()
         self._told: set[str] = set()
@@ -49,18 +51,17 @@ class RolloutTail:
     def _new_bytes(self, most: int) -> bytes:
         """Whole lines from where the last call ended."""
         try:
-            size = self.path.stat().st_size
+            with self.path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._offset:
+                    raise TutelageError(f"{self.path} became shorter while it was followed: it was replaced. Give each run its own log.")
+                file.seek(self._offset)
+                data = file.read(most)
+                if data and b"\n" not in data:
+                    data += file.readline()
         except FileNotFoundError:
             return b""
-        if size < self._offset:
-            raise TutelageError(f"{self.path} became shorter while it was followed: it was replaced. Give each run a log of its own.")
-        if size == self._offset:
-            return b""
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read(most)
-            if b"\n" not in data:
-                data += file.readline()
+        except OSError as error:
+            raise TutelageError(f"Cannot read {self.path}: {error.strerror or error}.") from None
         data = data[: data.rfind(b"\n") + 1]
         self._offset += len(data)
         return data
