@@ -7,7 +7,7 @@ folder, and the command `tutelage audit NAME LOG` runs on each in a process of i
 1 GB, and time that grows no faster than the log. The peer is `json.loads` of every line of the same file, in a process of its own too:
 what reading costs whoever audits. With --ids each row carries its 200 token ids as well, not their number alone.
 
-Time is the wall's; on a crowded machine compare the processor's, beside it. Memory is the peak of the process (ru_maxrss).
+The target is judged by the processor's time, which is the wall's where nothing else runs: an audit has one thread. Memory is the peak of the process (ru_maxrss).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 WORDS = ("so", "we", "add", "the", "two", "and", "carry", "one", "then", "check", "that", "it", "holds", "for", "each", "part", "of")
-TARGET_SECONDS, TARGET_BYTES = 60.0, 1e9
-STEP, GROUP, TOKENS = 512, 8, 200
+MILLION, TARGET_SECONDS, TARGET_BYTES = 1_000_000, 60.0, 1e9
+STEP, GROUP, TOKENS, PROMPTS = 512, 8, 200, 20_000
 PEER = "import json, sys\nfor line in open(sys.argv[1], 'rb'):\n    json.loads(line)\n"
 
 
@@ -42,7 +42,7 @@ def write(path: Path, rows: int, *, ids: bool, seed: int = 0) -> None:
             size = min(STEP, rows - start)
             solved = (rng.random(size) < 0.3 + 0.4 * share).tolist()
             pick = rng.integers(0, len(texts), size).tolist()
-            prompts = np.repeat(rng.integers(0, 20_000, STEP // GROUP), GROUP).tolist()
+            prompts = np.repeat(rng.integers(0, PROMPTS, STEP // GROUP), GROUP).tolist()
             file.write("".join(_line(step, b, prompts[b], texts[pick[b]], tokens[b % 50], solved[b]) for b in range(size)))
 
 
@@ -51,6 +51,17 @@ def _line(step: int, b: int, prompt: int, text: str, tokens: str, solved: bool) 
         f'{{"step": {step}, "prompt_id": "{prompt}", "completion": "attempt {step} {b}: {text} \\\\boxed{{{b % 7}}}", '
         f'"reward": {float(solved)}, "solved": {float(solved)}, "tokens": {tokens}, "source": "part {prompt % 4}"}}\n'
     )
+
+
+def write_tasks(folder: Path) -> Path:
+    """The tasks of the log, for an audit that reads them beside it."""
+    path = folder / "tasks.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for prompt in range(PROMPTS):
+            file.write(
+                json.dumps({"id": str(prompt), "prompt": f"What is {prompt} + {prompt % 7}?", "answer": str(prompt + prompt % 7)}) + "\n"
+            )
+    return path
 
 
 def to_parquet(path: Path) -> Path:
@@ -87,13 +98,14 @@ def run(audit: str, rows: int, *, ids: bool, parquet: bool) -> dict[str, float]:
         peer = measure([sys.executable, "-c", PEER, str(log)])
         size = log.stat().st_size
         subject = to_parquet(log) if parquet else log
-        found = measure([sys.executable, "-m", "tutelage.cli", "audit", audit, str(subject), "--json"])
+        arguments = [str(subject)] if audit != "poison" else [str(write_tasks(log.parent)), "--log", str(subject), "--key", "id"]
+        found = measure([sys.executable, "-m", "tutelage.cli", "audit", audit, *arguments, "--json"])
     return {"rows": rows, "bytes": size, **found, "peer": peer["cpu"], "ratio": found["cpu"] / peer["cpu"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--audit", default="rewards", help="an audit that reads a rollout log")
+    parser.add_argument("--audit", default="rewards", help="an audit that reads a rollout log: rewards or poison")
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     parser.add_argument("--ids", action="store_true", help="rows carry token ids")
     parser.add_argument("--parquet", action="store_true", help="audit the log as Parquet")
@@ -111,12 +123,13 @@ def main() -> None:
             )
     first, last = results[0], results[-1]
     growth = (last["cpu"] / first["cpu"]) / (last["rows"] / first["rows"])
-    per_million = last["cpu"] / last["rows"] * 1e6
-    met = per_million < TARGET_SECONDS and last["peak"] < TARGET_BYTES
+    judged = last["rows"] >= MILLION
+    met = judged and last["cpu"] < TARGET_SECONDS * last["rows"] / MILLION and last["peak"] < TARGET_BYTES
     if given.json:
-        print(json.dumps({"results": results, "growth": growth, "met": met}))
+        print(json.dumps({"results": results, "growth": growth, "met": met if judged else None}))
     else:
-        print(f"time grows {growth:.2f} times as fast as the log; target {'met' if met else 'MISSED'}")
+        said = "met" if met else "MISSED" if judged else "not judged below a million rows"
+        print(f"time grows {growth:.2f} times as fast as the log; target {said}")
 
 
 if __name__ == "__main__":

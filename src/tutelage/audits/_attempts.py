@@ -174,21 +174,21 @@ def _odd(chunk: Chunk) -> Floats:
     return found
 
 
-def excerpts(path: Path, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Attempts that one can read, by their number in the log (from 0)."""
+def excerpts(path: Path, rows: Sequence[int], *, signs: int | None = EXCERPT) -> dict[int, dict[str, Any]]:
+    """Attempts that one can read, by their number in the log (from 0). signs: of each completion; None is all of it."""
     wanted, found, start = set(rows), {}, 0
     if not wanted:
         return {}
     for chunk in RolloutReader(path):
         for b in (row - start for row in wanted if start <= row < start + len(chunk)):
-            found[start + b] = _excerpt(chunk, b)
+            found[start + b] = _excerpt(chunk, b, signs)
         start += len(chunk)
         if start > max(wanted):
             break
     return found
 
 
-def _excerpt(chunk: Chunk, b: int) -> dict[str, Any]:
+def _excerpt(chunk: Chunk, b: int, signs: int | None) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "where": chunk.where(b),
         "step": int(chunk.step_B[b]),
@@ -204,7 +204,7 @@ def _excerpt(chunk: Chunk, b: int) -> dict[str, Any]:
         if name in chunk.columns and chunk.columns[name][b] is not None:
             value = chunk.columns[name][b]
             shown[name] = _sound(value) if isinstance(value, str) else value
-    return shown | {"completion": _sound(text[:EXCERPT])}
+    return shown | {"completion": _sound(text[:signs])}
 
 
 def _sound(text: str) -> str:
