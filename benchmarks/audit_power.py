@@ -1,6 +1,7 @@
 """How often `audit rewards` cries wolf on clean logs, and from which strength on it finds each planted fault.
 
     python benchmarks/audit_power.py [--logs 40] [--clean 200] [--out results/audits/rewards.json] [--page FILE.html] [--smoke]
+    python benchmarks/audit_power.py --of results/audits/rewards.json --page FILE.html
 
 Logs are simulated (`tutelage.testing.rollout_logs`): 36 steps of 12 prompts, 4 attempts at each, from a pool of 100. Clean ones are of
 four kinds in turn, and the rate of any finding is measured at four levels; the audit promises that it is at most the level. Each fault is
@@ -106,8 +107,12 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--out", type=Path, help="write the record here (.json)")
     parser.add_argument("--page", type=Path, help="write the curves here (.html)")
+    parser.add_argument("--of", type=Path, metavar="RECORD", help="measure nothing; draw the page of this record")
     parser.add_argument("--smoke", action="store_true", help="two logs of each kind")
     given = parser.parse_args()
+    if given.of:
+        write_page(as_verdict(json.loads(given.of.read_text(encoding="utf-8"))), given.page or given.of.with_suffix(".html"))
+        return
     logs, clean = (2, 4) if given.smoke else (given.logs, given.clean)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -7,7 +7,8 @@ folder, and the command `tutelage audit NAME LOG` runs on each in a process of i
 1 GB, and time that grows no faster than the log. The peer is `json.loads` of every line of the same file, in a process of its own too:
 what reading costs whoever audits. With --ids each row carries its 200 token ids as well, not their number alone.
 
-The target is judged by the processor's time, which is the wall's where nothing else runs: an audit has one thread. Memory is the peak of the process (ru_maxrss).
+The target is judged by the processor's time, which is the wall's where nothing else runs: an audit has one thread. Memory is the peak of
+the process (ru_maxrss).
 """
 
 from __future__ import annotations

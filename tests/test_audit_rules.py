@@ -17,6 +17,7 @@ from tutelage.audits._attempts import Gathering
 from tutelage.audits._attempts import load as load_log
 from tutelage.audits._texts import Odd, candidates, marked_answers, odd_span, repeated_marks
 from tutelage.errors import TutelageError
+from tutelage.rates import binomial_p
 from tutelage.rollouts import RolloutReader
 from tutelage.testing.rollout_logs import FAULTS, write_log
 
@@ -151,8 +152,27 @@ def test_progress_that_is_a_change_of_the_mix() -> None:
     assert fine.p is not None
     assert fine.p > 0.5
     assert _trends.shifted_mix(attempts(**falling | {"source_B": np.zeros(800, dtype=int), "sources": ("one",)})).p is None
-    apart = two_sources(lambda s: 0.5 + 0 * s, lambda s: 0.5 + 0 * s, lambda s: (s > 0.5).astype(float))
-    assert _trends.shifted_mix(attempts(**apart)).p is None  # never both at once
+    short = two_sources(lambda s: 0.5 + 0 * s, lambda s: 0.5 + 0 * s, lambda s: (s > 0.8).astype(float))
+    assert _trends.shifted_mix(attempts(**short)).p is None  # one source has too few steps
+
+
+def test_rules_on_sources_keep_their_level_where_the_null_is_hardest() -> None:
+    """In both sources the reward rises for sure and the outcome is flat; the mix moves for sure, and nothing is learned or lost."""
+    ps: dict[str, list[float]] = {"source": [], "mix": []}
+    step_B = np.repeat(np.arange(24), 40)
+    for seed in range(200):
+        rng = np.random.default_rng([seed, 5])
+        source_B = (rng.random(960) < 0.2 + 0.6 * step_B / 23).astype(int)
+        solved_B = (rng.random(960) < np.where(source_B == 1, 0.8, 0.2)).astype(float)
+        log = attempts(step_B=step_B, source_B=source_B, solved_B=solved_B, sources=("a", "b"), reward_B=solved_B + step_B)
+        for name, rule in (("source", _trends.divergence_by_source), ("mix", _trends.shifted_mix)):
+            p = rule(log).p
+            assert p is not None
+            ps[name].append(p)
+    for found in ps.values():
+        for level in (0.05, 0.2):
+            assert binomial_p(int(np.sum(np.array(found) <= level)), 200, level) > 0.01
+        assert np.mean(np.array(found) <= 0.5) > 0.2
 
 
 # --- logs as they come

@@ -108,3 +108,13 @@ def test_rising_p_is_kendalls_test() -> None:
     np.testing.assert_allclose(rates.rising_p(range(6)), 1 / 720)
     with pytest.raises(TutelageError, match="finite values"):
         rates.rising_p([1.0, np.nan])
+
+
+def test_strata_add_their_scores() -> None:
+    assert rates.strata_rising_p([[1.0, 2.0, 3.0]]) == rates.rising_p([1.0, 2.0, 3.0])
+    assert rates.strata_rising_p([]) == rates.strata_rising_p([[1.0, 1.0], [2.0, 2.0]]) == 1.0
+    # scores 3 and 1 - 2 = -1 with variances 3 * 2 * 11 / 18 each
+    np.testing.assert_allclose(rates.strata_rising_p([[1, 2, 3], [3, 1, 2]]), scipy.stats.norm.sf(2 / np.sqrt(22 / 3)))
+    rng = np.random.default_rng(0)
+    ps = [rates.strata_rising_p([rng.normal(size=12), rng.normal(size=24) * np.arange(24)]) for _ in range(400)]
+    assert rates.binomial_p(sum(p <= 0.05 for p in ps), 400, 0.08) > 0.01  # a spread that grows is the worst it bears

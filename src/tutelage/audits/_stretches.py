@@ -20,13 +20,20 @@ LEAST_STRETCHES = 6
 
 
 def stretches(step_B: Ints, known_B: Bools) -> tuple[Ints, int]:
-    """Which stretch of steps each attempt belongs to (-1 for steps without a known one), and how many stretches there are, at most 24."""
-    steps = np.unique(step_B[known_B])
-    count = min(STRETCHES, len(steps))
-    if not count:
+    """Which stretch of steps each attempt belongs to (-1 for steps without a known one), and how many stretches there are, at most 24.
+
+    Stretches have about as many known attempts each, so that their means are about as sure: where the later means are less sure than the
+    earlier ones, the test of a trend finds one too often (8 % at a level of 5, where a source's share fell fourfold).
+    """
+    steps, place_K = np.unique(step_B[known_B], return_inverse=True)
+    if not len(steps):
         return np.full(len(step_B), -1), 0
+    mass_U = np.bincount(place_K).astype(np.float64)
+    middle_U = np.cumsum(mass_U) - mass_U / 2
+    count = min(STRETCHES, len(steps))
+    stretch_U = np.unique((middle_U * count / mass_U.sum()).astype(np.int64), return_inverse=True)[1]
     place_B = np.searchsorted(steps, step_B).clip(max=len(steps) - 1)
-    return np.where(steps[place_B] == step_B, place_B * count // len(steps), -1), count
+    return np.where(steps[place_B] == step_B, stretch_U[place_B], -1), int(stretch_U[-1]) + 1
 
 
 def means(value_B: Floats, stretch_B: Ints, known_B: Bools, count: int) -> Floats:

@@ -13,7 +13,7 @@ from tutelage.audits._attempts import Attempts, Bools, Floats, Ints
 from tutelage.audits._measured import Measured, distinct, untested
 from tutelage.audits._stretches import LEAST_STRETCHES, change, means, rises, stretch_curve, stretches
 from tutelage.audits.verdict import Curve, Effect
-from tutelage.rates import binomial_p, clopper_pearson
+from tutelage.rates import binomial_p, clopper_pearson, strata_rising_p
 
 NOT_RISING = 0.05
 MOST_SOURCES = 12
@@ -75,32 +75,39 @@ def _by_source(log: Attempts, value_B: Floats, panel: str, known_B: Bools) -> tu
 
 
 def shifted_mix(log: Attempts) -> Measured:
-    """The mean outcome rises while, at a fixed mix of the sources, it falls: what looks like progress is that easier sources came later.
+    """The mean outcome rises while within the sources it falls: what looks like progress is that easier sources came later.
 
-    The fixed mix is that of the whole log; stretches in which a source is missing are left out.
+    The fall is tested over all sources together (the seasonal Kendall test: each source has stretches of steps of its own).
     """
     known_B = ~np.isnan(log.solved_B) & (log.source_B >= 0)
     stretch_B, count = stretches(log.step_B, known_B)
-    kinds = np.unique(log.source_B[known_B])
-    if count < LEAST_STRETCHES or len(kinds) < 2:
-        return untested(f"a log needs two sources and outcomes at {LEAST_STRETCHES} steps")
-    mean_ST = np.array([means(log.solved_B, stretch_B, known_B & (log.source_B == s), count) for s in kinds])
-    whole_T = np.isfinite(mean_ST).all(axis=0)
-    if whole_T.sum() < LEAST_STRETCHES:
-        return untested(f"fewer than {LEAST_STRETCHES} stretches of steps have attempts of every source")
-    size_S = np.array([(log.source_B[known_B] == s).sum() for s in kinds])
-    fixed_T = (size_S / size_S.sum()) @ mean_ST[:, whole_T]
-    pooled_T = means(log.solved_B, stretch_B, known_B, count)[whole_T]
-    fixed = change(fixed_T, "change of the mean outcome at a fixed mix of the sources, last third of the steps against the first")
-    said = f"the mean outcome changes by {change(pooled_T, '')}, but by {fixed} at a fixed mix of the sources"
+    changes: list[tuple[int, Effect]] = []
+    falls = []
+    for source in range(len(log.sources)):
+        own_B = known_B & (log.source_B == source)
+        place_B, places = stretches(log.step_B, own_B)
+        if places >= LEAST_STRETCHES:
+            solved_T = means(log.solved_B, place_B, own_B, places)
+            falls.append(-solved_T)
+            changes.append((int(own_B.sum()), change(solved_T, "")))
+    if count < LEAST_STRETCHES or len(falls) < 2:
+        return untested(f"a log needs two sources with outcomes at {LEAST_STRETCHES} steps")
+    pooled_T, within = means(log.solved_B, stretch_B, known_B, count), _mean_change(changes)
+    said = f"the mean outcome changes by {change(pooled_T, '')}, but within the sources by {within}"
     late_B = known_B & (stretch_B >= count - count // 3) & (log.solved_B <= 0.5)
     rows = distinct(np.flatnonzero(late_B), np.zeros(len(log)), log.source_B)
-    middle = tuple(means(log.step_B.astype(np.float64), stretch_B, known_B, count)[whole_T].tolist())
-    curves = tuple(
-        Curve(panel="mean outcome", name=name, x=middle, y=tuple(y_T.tolist()))
-        for name, y_T in (("as it is", pooled_T), ("fixed mix", fixed_T))
-    )
-    return Measured(max(rises(pooled_T), rises(-fixed_T)), said, "low", fixed, rows, curves=curves)
+    panel = "outcome, all together and by source"
+    curves = stretch_curve(panel, {"all": log.solved_B}, log.step_B, known_B) + _by_source(log, log.solved_B, panel, known_B)
+    return Measured(max(rises(pooled_T), strata_rising_p(falls)), said, "low", within, rows, curves=curves)
+
+
+def _mean_change(changes: list[tuple[int, Effect]]) -> Effect:
+    """The mean of independent changes, each weighted by its number of attempts; their intervals are joined in quadrature."""
+    whole = sum(size for size, _ in changes)
+    value = sum(size * one.value for size, one in changes) / whole
+    half = sum((size / whole * (one.value - (one.value if one.low is None else one.low))) ** 2 for size, one in changes) ** 0.5
+    what = "mean change of the outcome within the sources, last third of the steps against the first"
+    return Effect(what=what, value=value, low=value - half, high=value + half)
 
 
 def paid_length(log: Attempts) -> Measured:
