@@ -216,6 +216,18 @@ def test_a_parquet_log_goes_on_where_it_ended(tmp_path: Path) -> None:
         RolloutWriter(tmp_path / "one.parquet")
 
 
+def test_parquet_that_is_not_utf8_is_counted(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    text = pa.Array.from_buffers(pa.utf8(), 2, pa.array([b"caf\xe9", b"fine"]).buffers())
+    columns = {"step": [0, 0], "prompt_id": ["a", "a"], "completion": text, "reward": [1.0, 0.0], "solved": [1.0, None]}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "log.parquet")
+    (chunk,), warnings = read(tmp_path / "log.parquet")
+    assert chunk.completion_B == ["caf\ufffd", "fine"]
+    assert "values that are not UTF-8; each bad byte is read as U+FFFD: 1" in warnings
+
+
 # --- converters
 
 

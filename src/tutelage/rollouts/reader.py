@@ -110,11 +110,32 @@ class RolloutReader:
                 known = [name for name in table.schema_arrow.names if is_known(name)]
                 for batch in table.iter_batches(batch_size=self.rows, columns=known):
                     if len(batch):
-                        yield make_chunk(batch.to_pydict(), range(first, first + len(batch)), str(path), "row", self._tally)
+                        columns = self._columns(batch, f"{path}, from row {first}")
+                        yield make_chunk(columns, range(first, first + len(batch)), str(path), "row", self._tally)
                     first += len(batch)
         except (pyarrow.ArrowException, OSError) as error:
             cause = str(error).strip().split("\n", 1)[0]
             raise TutelageError(f"{path} cannot be read as Parquet: {cause}. It may be cut off, or of another format.") from None
+
+    def _columns(self, batch: Any, where: str) -> dict[str, list[Any]]:
+        """The columns of a batch as lists; text that is not UTF-8, which Parquet does not forbid, is counted and mended."""
+        try:
+            return batch.to_pydict()
+        except UnicodeDecodeError:
+            import pyarrow
+
+        found: dict[str, list[Any]] = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                found[name] = column.to_pylist()
+            except UnicodeDecodeError:
+                if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+                    raise TutelageError(f"{where}: the column {name!r} holds text that is not UTF-8. Write it anew as UTF-8.") from None
+                raw = column.cast(pyarrow.large_binary()).to_pylist()
+                found[name] = [None if text is None else text.decode("utf-8", errors="replace") for text in raw]
+                bad = sum("\ufffd" in text for text in found[name] if text)
+                self._tally.add("values that are not UTF-8; each bad byte is read as U+FFFD", where, bad)
+        return found
 
 
 def json_lines(path: Path, tally: Tally) -> Iterator[tuple[int, int, dict[str, Any]]]:
