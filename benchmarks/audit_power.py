@@ -18,22 +18,22 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
-
 from tutelage.audits import Check, Curve, Effect, Verdict
+from tutelage.audits._attempts import Gathering
 from tutelage.audits.page import write_page
-from tutelage.audits.rewards import rewards
+from tutelage.audits.rewards import judge, rule_table
+from tutelage.errors import Tally
 from tutelage.files import atomic_write
 from tutelage.rates import clopper_pearson
+from tutelage.rollouts.columns import make_chunk
 from tutelage.study.provenance import machine, versions
-from tutelage.testing.rollout_logs import FAULTS, KINDS, write_log
+from tutelage.testing.rollout_logs import FAULTS, KINDS, log_rows
 
 LEVELS = (0.01, 0.05, 0.1, 0.2)
 LEVEL = 0.05
@@ -41,9 +41,12 @@ STRENGTHS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 SIZE = {"steps": 36, "tasks": 12, "attempts": 4, "pool": 100}
 
 
-def p_values(folder: Path, seed: int, **log: Any) -> dict[str, float]:
-    """The corrected p value of each rule that could be tested."""
-    verdict = rewards(write_log(folder / "log.jsonl", seed=seed, **SIZE, **log), rng=np.random.default_rng(0))
+def p_values(seed: int, **log: Any) -> dict[str, float]:
+    """The corrected p value of each rule that could be tested. The log goes to the rules without a file."""
+    rows = log_rows(seed=seed, **SIZE, **log)
+    gathering = Gathering()
+    gathering.add(make_chunk({name: [row[name] for row in rows] for name in rows[0]}, range(len(rows)), "simulated", "row", Tally()))
+    verdict = judge(gathering.attempts(Path("simulated"), ()), None, rule_table(), level=LEVEL, command="simulated", evidence=False)
     return {check.name: check.p_holm for check in verdict.checks if check.p_holm is not None}
 
 
@@ -52,19 +55,19 @@ def rate(hits: int, trials: int) -> dict[str, float]:
     return {"hits": hits, "trials": trials, "rate": hits / trials, "low": low, "high": high}
 
 
-def false_positives(folder: Path, logs: int) -> dict[str, Any]:
+def false_positives(logs: int) -> dict[str, Any]:
     """The rate of any finding on clean logs, by level, as a whole and by rule."""
-    found = [p_values(folder, seed) for seed in range(logs)]
+    found = [p_values(seed) for seed in range(logs)]
     by_level = {f"{level:g}": rate(sum(min(p.values()) <= level for p in found), logs) for level in LEVELS}
     by_rule = Counter(name for p in found for name, value in p.items() if value <= LEVEL)
     return {"kinds": list(KINDS), "by_level": by_level, "by_rule": dict(by_rule)}
 
 
-def power(folder: Path, fault: str, logs: int) -> dict[str, Any]:
+def power(fault: str, logs: int) -> dict[str, Any]:
     """How often a fault's own rule finds it, by strength, and which other rules flag it at full strength."""
     points, others = [], Counter[str]()
     for place, strength in enumerate(STRENGTHS):
-        found = [p_values(folder, 10_000 * (place + 1) + seed, fault=fault, strength=strength) for seed in range(logs)]
+        found = [p_values(10_000 * (place + 1) + seed, fault=fault, strength=strength) for seed in range(logs)]
         points.append({"strength": strength, **rate(sum(p.get(fault, 1.0) <= LEVEL for p in found), logs)})
         if strength == 1.0:
             others.update(name for p in found for name, value in p.items() if name != fault and value <= LEVEL)
@@ -114,22 +117,20 @@ def main() -> None:
         write_page(as_verdict(json.loads(given.of.read_text(encoding="utf-8"))), given.page or given.of.with_suffix(".html"))
         return
     logs, clean = (2, 4) if given.smoke else (given.logs, given.clean)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        record: dict[str, Any] = {
-            "audit": "rewards",
-            "command": shlex.join(["python", "benchmarks/audit_power.py", *sys.argv[1:]]),
-            "log": SIZE,
-            "level": LEVEL,
-            "false_positives": false_positives(folder, clean),
-            "power": {},
-        }
-        for level, one in record["false_positives"]["by_level"].items():
-            print(f"clean logs flagged at {level:>4}: {one['rate']:.3f} [{one['low']:.3f}, {one['high']:.3f}]", flush=True)
-        for fault in given.faults:
-            record["power"][fault] = power(folder, fault, logs)
-            points = record["power"][fault]["points"]
-            print(f"{fault:>10}  " + "  ".join(f"{point['strength']:g}: {point['rate']:.2f}" for point in points), flush=True)
+    record: dict[str, Any] = {
+        "audit": "rewards",
+        "command": shlex.join(["python", "benchmarks/audit_power.py", *sys.argv[1:]]),
+        "log": SIZE,
+        "level": LEVEL,
+        "false_positives": false_positives(clean),
+        "power": {},
+    }
+    for level, one in record["false_positives"]["by_level"].items():
+        print(f"clean logs flagged at {level:>4}: {one['rate']:.3f} [{one['low']:.3f}, {one['high']:.3f}]", flush=True)
+    for fault in given.faults:
+        record["power"][fault] = power(fault, logs)
+        points = record["power"][fault]["points"]
+        print(f"{fault:>10}  " + "  ".join(f"{point['strength']:g}: {point['rate']:.2f}" for point in points), flush=True)
     if given.out:
         record |= {"versions": versions(("numpy", "scipy")), "machine": machine()}
         atomic_write(given.out, json.dumps(record, indent=1) + "\n")

@@ -50,8 +50,16 @@ CANNED = "I have thought about this with great care and the answer is clear."
 NOISE = 0.02
 
 
-def write_log(
-    path: Path,
+def write_log(path: Path, *, seed: int, **run: Any) -> Path:
+    """Write the log of a simulated run to `path` (.jsonl); arguments as of `log_rows`."""
+    rows = log_rows(seed=seed, **run)
+    path.unlink(missing_ok=True)
+    with RolloutWriter(path) as log:
+        log.write(*rows)
+    return path
+
+
+def log_rows(
     *,
     seed: int,
     fault: str = "",
@@ -61,8 +69,8 @@ def write_log(
     tasks: int = 6,
     attempts: int = 6,
     pool: int = 60,
-) -> Path:
-    """Write the log of a simulated run to `path` (.jsonl), with all columns that `audit rewards` looks at; the same seed, the same log.
+) -> list[dict[str, Any]]:
+    """The rows of a simulated run's log, with all columns that `audit rewards` looks at; the same seed, the same rows.
 
     Args:
         fault: the one to plant, see `FAULTS`; none by default.
@@ -77,11 +85,7 @@ def write_log(
         raise TutelageError(f"strength={strength}; expected 0 (no fault) to 1.")
     rng = np.random.default_rng([seed, 11])
     kind = 1 if fault else seed % len(KINDS) if clean is None else clean
-    run = _Run(rng, fault, strength, kind, steps, tasks, attempts, pool)
-    path.unlink(missing_ok=True)
-    with RolloutWriter(path) as log:
-        log.write(*run.rows())
-    return path
+    return _Run(rng, fault, strength, kind, steps, tasks, attempts, pool).rows()
 
 
 @dataclass
