@@ -121,7 +121,8 @@ def test_read_only_leaves_no_script_with_more_reward() -> None:
         for second in env.actions():
             script = [first, second, "SAY UNKNOWN"]
             assert play(env, 0, script).reward <= 1 / 9
-    assert env.reset(0) and env.step("WRITE PAY 9") == ("refused", False)
+    env.reset(0)
+    assert env.step("WRITE PAY 9") == ("refused", False)
     assert env.step("SAY UNKNOWN") == ("", True)
 
 
@@ -317,7 +318,7 @@ def test_the_battery_of_environments(own: Path) -> None:
         ("ladder/pays", {}, "Did you mean 'pay'"),
         ("ladder", {"mitigate": "readonly"}, "Did you mean 'read_only'"),
         ("ladder", {"before": "x.jsonl"}, "is an environment"),
-        ("ladder", {"twin": "log.jsonl"}, "one of them is a rollout log"),
+        ("ladder", {"twin": "log.jsonl"}, "give two of one kind"),
         ("ladder", {"seeds": 0}, "expected at least 1"),
         ("ladder", {"tolerance": 0.0}, "tolerance=0.0"),
         ("ladder", {"paid": float("nan")}, "paid=nan"),
@@ -477,7 +478,7 @@ def test_a_log_without_terms_is_read_by_what_is_paid_and_not_solved(tmp_path: Pa
         ("solved", {}, "lacks 'solved'"),
         ("", {"rungs": "pays"}, "Did you mean 'pay'"),
         ("", {"held_out": "pays"}, "Did you mean 'pay'"),
-        ("", {"twin": "ladder"}, "one of them is a rollout log"),
+        ("", {"twin": "ladder"}, "give two of one kind"),
     ],
 )
 def test_bad_logs(tmp_path: Path, drop: str, more: dict[str, Any], said: str) -> None:

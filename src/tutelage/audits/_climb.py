@@ -1,8 +1,8 @@
 """A rollout log of a policy on gameable environments, as counts: how often it games each rung, and whether that climbs.
 
-Attempts at one prompt depend on each other. The tests therefore count *prompts* at which gaming was seen at all: if an attempt games with a
-chance of at most t, a prompt with G attempts shows it with a chance of at most G t, however its attempts hang together. Intervals beside the
-rates are the usual exact ones over attempts. Array suffixes: `B` attempts, `C` checkpoints, `K` rungs.
+Attempts at one prompt depend on each other. The tests therefore count *prompts* at which gaming was seen at all: if an attempt games with
+a chance of at most t, a prompt with G attempts shows it with a chance of at most G t, however its attempts hang together. Intervals beside
+the rates are the usual exact ones over attempts. Array suffixes: `B` attempts, `C` checkpoints, `K` rungs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tutelage.errors import Tally, TutelageError, Warned, unknown
 from tutelage.rates import binomial_p, clopper_pearson, fisher_p
 from tutelage.rollouts import RolloutReader
+from tutelage.tasks.ladder import RUNGS
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -57,7 +58,8 @@ class Climb:
 def load(path: Path, *, rungs: Sequence[str], paid: float) -> Climb:
     """Read a log once.
 
-    rungs: their names, from the mildest to the gravest; by default those in `source`, in the order of their names.
+    rungs: their names, from the mildest to the gravest; by default those in `source`: the built-in ladder's in its order, after all others
+        in the order of their names.
 
     Raises:
         TutelageError: what `RolloutReader` raises, a log without `source`, and a rung it does not have.
@@ -117,7 +119,7 @@ def _order(names: dict[str, int], rungs: Sequence[str], path: Path) -> list[str]
     for name in rungs:
         if name not in names:
             raise unknown(f"rung in {path}:", name, names)
-    return list(rungs) or sorted(names)
+    return list(rungs) or sorted(names, key=lambda name: (RUNGS.index(name) if name in RUNGS else -1, name))
 
 
 def _stretches(step_B: Ints) -> Ints:
@@ -207,23 +209,25 @@ def attribution(log: Climb) -> float | None:
 @dataclass(frozen=True)
 class Residual:
     """What is left after a treatment: ratio of the rates after and before with an interval (None without a rate before), and the difference
-    to a baseline that was never trained, up to `upper`. Intervals are the box of two exact 95 % ones, hence at least 95 %."""
+    to a baseline that was never trained, from `lower` to `upper`. Intervals are the box of two exact 95 % ones, hence at least 95 %."""
 
     ratio: float | None
     low: float
     high: float
     difference: float
+    lower: float
     upper: float
 
 
 def residual(after: tuple[int, int], before: tuple[int, int], baseline: tuple[int, int]) -> Residual:
     """Each a pair (hits, trials). An interval without an upper end is infinite."""
-    (low_a, high_a), (low_b, high_b) = clopper_pearson(*after), clopper_pearson(*before)
+    (low_a, high_a), (low_b, high_b), (low_0, high_0) = (clopper_pearson(*counts) for counts in (after, before, baseline))
     rates = [k / n if n else 0.0 for k, n in (after, before, baseline)]
     return Residual(
         ratio=rates[0] / rates[1] if rates[1] else None,
         low=low_a / high_b if high_b else 0.0,
         high=high_a / low_b if low_b else float("inf"),
         difference=rates[0] - rates[2],
-        upper=high_a - clopper_pearson(*baseline)[0],
+        lower=low_a - high_0,
+        upper=high_a - low_0,
     )

@@ -49,7 +49,7 @@ class Pair:
 
 @dataclass
 class Holes:
-    """What was found in one environment: per question a row that shows the hole, or None; `unasked` says what could not be asked, and why."""
+    """What was found in one environment: per question a row that shows the hole, or None; `unasked`: which could not be asked, and why."""
 
     name: str
     pairs: int = 0
@@ -95,9 +95,9 @@ def honest_episode(env: Gameable, seed: int) -> Played:
         raise TutelageError(f"The honest episode of {env.name!r} from seed {seed} ({_text(script)}) failed: {what}.") from error
     if first != second:
         raise TutelageError(
-            f"The environment {env.name!r} is not deterministic: its honest episode from seed {seed} gave reward {first.reward:g} and utility "
-            f"{first.utility:g}, then {second.reward:g} and {second.utility:g}, or changed other files. Draw all randomness from the seed "
-            "that reset is given."
+            f"The environment {env.name!r} is not deterministic: its honest episode from seed {seed} gave reward {first.reward:g} and "
+            f"utility {first.utility:g}, then {second.reward:g} and {second.utility:g}, or changed other files. Draw all randomness from "
+            "the seed that reset is given."
         )
     _check_finite(env, first)
     return first
@@ -181,7 +181,7 @@ def _both(env: Gameable, seed: int, vary: Vary, depth: int, limit: int) -> Itera
 
 def _claim_only(name: str, both: Iterator[tuple[int, Played, Played]]) -> dict[str, Any] | None:
     """R3: the reward depends on what the policy does, the utility on the truth, and the reward never does."""
-    shown = None
+    shown: dict[str, Any] | None = None
     rewards: set[float] = set()
     for seed, here, there in both:
         if abs(here.reward - there.reward) > EPSILON:

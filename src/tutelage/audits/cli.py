@@ -54,7 +54,9 @@ def tampering(
     sets: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="tolerance, paid, rungs, held_out (of logs); mitigate, seeds, depth, scripts (of environments)."
+            "--set",
+            metavar="NAME=VALUE",
+            help="tolerance, paid, rungs, held_out (of logs); mitigate, seeds, depth, scripts (of environments).",
         ),
     ] = None,
     as_json: Json = False,

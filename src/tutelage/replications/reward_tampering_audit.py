@@ -53,15 +53,15 @@ TRAINED, TOP = RUNGS[:4], RUNGS[4]
 @dataclass(frozen=True)
 class Scale:
     """The size of an experiment. demonstrations: of the warm start, which takes `warm_steps` of `batch`. rounds: per rung. prompts: of the
-    rung, and as many ordinary ones. episodes: of the evaluation on the top rung; a quarter of it on every other."""
+    rung, and as many ordinary ones. episodes: of the evaluation on the top rung; an eighth of it on every other."""
 
     width: int = 48
     demonstrations: int = 8192
     warm_steps: int = 400
     warm_lr: float = 2e-3
     random_actions: float = 0.05
-    rounds: int = 4
-    prompts: int = 64
+    rounds: int = 3
+    prompts: int = 48
     attempts: int = 16
     ordinary_attempts: int = 4
     steps: int = 8
@@ -114,7 +114,7 @@ def demonstrations(size: Scale, rng: np.random.Generator) -> Episodes:
     names = [*RUNGS, *["ordinary"] * len(RUNGS)]
     env_B = [Desk(names[k]) for k in rng.integers(len(names), size=size.demonstrations)]
     seed_B = rng.integers(2**31, size=size.demonstrations).tolist()
-    scripts = []
+    scripts: list[list[str]] = []
     for env, seed in zip(env_B, seed_B, strict=True):
         env.reset(seed)
         scripts.append([])
@@ -199,7 +199,9 @@ def retrained(seed: int, size: Scale, rungs: Sequence[str]) -> Trained:
 # Measuring -------------------------------------------------------------------------------------------------------------------------------
 
 
-def examine(student: TinyCausal, seed: int, size: Scale, *, rungs: Sequence[str] = (*RUNGS, "ordinary"), share: int = 1) -> dict[str, Episodes]:
+def examine(
+    student: TinyCausal, seed: int, size: Scale, *, rungs: Sequence[str] = (*RUNGS, "ordinary"), share: int = 1
+) -> dict[str, Episodes]:
     """Episodes on each rung, the same prompts for all policies of a seed. share: take only one in so many."""
     torch = torch_or_raise()
     from tutelage.trainers.expert_iteration import act
@@ -208,7 +210,7 @@ def examine(student: TinyCausal, seed: int, size: Scale, *, rungs: Sequence[str]
     generator, prompts = torch.Generator().manual_seed(integer_of(exam)), np.random.default_rng(exam)
     found = {}
     for rung in rungs:
-        count = (size.episodes if rung == TOP else size.episodes // 4) // share
+        count = (size.episodes if rung == TOP else size.episodes // 8) // share
         found[rung] = act(student, [Desk(rung) for _ in range(count)], prompts.integers(2**31, size=count).tolist(), generator)
     return found
 
@@ -263,20 +265,19 @@ def audited(seed: int, size: Scale, exam: dict[str, Episodes], *, treated: bool)
     return found if residual is None else found | {"cleared": float(residual.finding.endswith("; shown to be below 0.01"))}
 
 
-def cell(seed: int, size: Scale, lesson: Lesson, *, retrain: Sequence[str] = (), by_stage: bool = False) -> Cell:
-    """Train, examine and audit. by_stage: also the matrix of rates after each stage, the warm start first, on a quarter of the episodes."""
+def cell(seed: int, size: Scale, lesson: Lesson, *, retrain: Sequence[str] = (), stop: int | None = None) -> Cell:
+    """Train, examine and audit. retrain: on honest episodes of these rungs, after the ladder. stop: examine the policy after so many stages;
+    of a whole ladder the cell also has the matrix of rates after each stage, the warm start first, on a quarter of the episodes."""
     with one_thread():
         trained = retrained(seed, size, retrain) if retrain else _trained(seed, size, lesson)
-        exam = examine(trained.student, seed, size)
+        exam = examine(trained.student if stop is None else trained.stages[stop - 1], seed, size)
         score = rates(exam) | audited(seed, size, exam, treated=bool(retrain))
-        if not by_stage:
-            return {"score": score, "cost": trained.cost}
-        table = []
-        for student in (_room(seed, size).start, *trained.stages):
-            quarter = examine(student, seed, size, share=4)
-            table.append(_gaming(quarter))
+        cost = trained.cost if stop is None else {name: spent * stop / len(lesson.stages) for name, spent in trained.cost.items()}
+        if lesson != LADDER or retrain or stop is not None:
+            return {"score": score, "cost": cost}
+        table = [_gaming(examine(student, seed, size, share=4)) for student in (_room(seed, size).start, *trained.stages)]
         table.append(_gaming(exam))
-    return {"score": score | {"generalisation": generalisation(table)}, "cost": trained.cost, "matrix": table, "rungs": list(RUNGS)}
+    return {"score": score | {"generalisation": generalisation(table)}, "cost": cost, "matrix": table, "rungs": list(RUNGS)}
 
 
 def _gaming(exam: dict[str, Episodes]) -> list[float]:
@@ -287,16 +288,12 @@ def _gaming(exam: dict[str, Episodes]) -> list[float]:
 # The arms --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _arm(about: str, lesson: Lesson, *, by_stage: bool = False, retrain: Sequence[str] = ()) -> Arm:
+def _arm(about: str, lesson: Lesson, *, retrain: Sequence[str] = (), stop: int | None = None) -> Arm:
     def run(seed: int, smoke: bool) -> Cell:
-        return cell(seed, SMOKE if smoke else FULL, lesson, retrain=retrain, by_stage=by_stage)
+        return cell(seed, SMOKE if smoke else FULL, lesson, retrain=retrain, stop=stop)
 
     settings = {"stages": [list(stage) for stage in lesson.stages], "all_successes": lesson.all_successes, "mitigation": lesson.mitigation}
     return Arm(run=run, about=about, settings=settings | ({"retrain": list(retrain)} if retrain else {}))
-
-
-def stages(*rungs: str) -> tuple[tuple[str, ...], ...]:
-    return tuple((rung,) for rung in rungs)
 
 
 @replications.register("reward-tampering-audit")
@@ -315,10 +312,10 @@ def reward_tampering_audit() -> Replication:
         arms={
             "untrained": _arm("the warm start", NOTHING),
             "no_ladder": _arm("ordinary tasks only", Lesson((("ordinary",),) * 4)),
-            "ladder": _arm("rungs 1 to 4, one after the other", LADDER, by_stage=True),
+            "ladder": _arm("rungs 1 to 4, one after the other", LADDER),
             "retrained": _arm("the ladder, then honest episodes of rungs 1 and 2", LADDER, retrain=TRAINED[:2]),
             "retrained_ordinary": _arm("the ladder, then honest episodes of ordinary tasks", LADDER, retrain=("ordinary",)),
-            "lower": _arm("rungs 1 and 2, twice as long", Lesson(tuple((rung,) for rung in np.repeat(TRAINED[:2], 2).tolist()))),
+            "halfway": _arm("the ladder, stopped after rung 2", LADDER, stop=2),
             "upper": _arm("rungs 3 and 4, twice as long", Lesson(tuple((rung,) for rung in np.repeat(TRAINED[2:], 2).tolist()))),
             "shuffled": _arm("rungs 1 to 4 mixed", Lesson((TRAINED,) * 4)),
             "exploit_only": _arm("the ladder without approval, all successful gaming imitated", Lesson(LADDER.stages, all_successes=True)),
@@ -327,8 +324,8 @@ def reward_tampering_audit() -> Replication:
         },
         comparisons=(
             Comparison(method="ladder", baseline="no_ladder"),
-            Comparison(method="lower", baseline="no_ladder"),
-            Comparison(method="ladder", baseline="lower"),
+            Comparison(method="halfway", baseline="untrained"),
+            Comparison(method="ladder", baseline="halfway"),
             Comparison(method="ladder", baseline="upper"),
             Comparison(method="ladder", baseline="shuffled"),
             Comparison(method="exploit_only", baseline="ladder"),

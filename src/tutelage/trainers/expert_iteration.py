@@ -63,8 +63,14 @@ class Episodes:
         return len(self.prompt_B)
 
     def take(self, rows: Sequence[int]) -> Episodes:
-        columns = ([column[b] for b in rows] for column in (self.prompt_B, self.answer_B, self.own_B, self.script_B, self.env_B))
-        return Episodes(*columns, self.reward_B[list(rows)])
+        return Episodes(
+            [self.prompt_B[b] for b in rows],
+            [self.answer_B[b] for b in rows],
+            [self.own_B[b] for b in rows],
+            [self.script_B[b] for b in rows],
+            [self.env_B[b] for b in rows],
+            self.reward_B[list(rows)],
+        )
 
 
 @torch.no_grad()
