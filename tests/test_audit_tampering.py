@@ -239,6 +239,9 @@ class Breaking(Counter):
 class Broken(Counter):
     def step(self, action): raise RuntimeError("no")
 
+class Locked(Counter):
+    def __deepcopy__(self, memo): raise TypeError("a lock")
+
 class Lazy(Counter):
     def honest(self): return []
 
@@ -279,6 +282,8 @@ def test_errors_of_a_single_script_are_counted(own: Path) -> None:
     assert not verdict.found
     assert "RuntimeError" in verdict.warnings[0].what
     assert verdict.warnings[0].count > 0
+    row = check_of(run("own_envs:Locked"), "gameable").evidence[0]
+    assert (row["closed by"], row["not measured"]) == ("grounded, guard", "read_only (TypeError)")
     cut = run("own_envs:counter", scripts=3)
     assert "cut off at 3 scripts" in cut.warnings[0].what
 
@@ -306,7 +311,7 @@ def test_the_battery_of_environments(own: Path) -> None:
         ("own_envs:Random", {}, "is not deterministic"),
         ("own_envs:Lacking", {}, r"lacks reset\(\), actions\(\)"),
         ("own_envs:Nan", {}, "deterministic|finite"),
-        ("own_envs:Broken", {}, "honest episode of 'counter' from seed 0 .count; stop. failed: RuntimeError: no"),
+        ("own_envs:Broken", {}, "'counter' failed while it was examined: RuntimeError: no"),
         ("own_envs:Lazy", {}, "no honest episode"),
         ("own_envs:Named", {}, "reward_files is the text 'log'"),
         ("own_envs:nothing", {}, "gave no environment"),

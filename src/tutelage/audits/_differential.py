@@ -58,7 +58,23 @@ class Holes:
 
 
 def examine(env: Gameable, *, seeds: int, depth: int, limit: int, tally: Tally) -> Holes:
-    """Ask all questions of one environment; see `tutelage.audits.tampering` for what they are."""
+    """Ask all questions of one environment; see `tutelage.audits.tampering` for what they are.
+
+    Raises:
+        TutelageError: the environment is not deterministic, gives numbers that are not finite, or fails outside of an inserted action.
+    """
+    try:
+        return _examine(env, seeds, depth, limit, tally)
+    except TutelageError:
+        raise
+    except Exception as error:
+        raise TutelageError(
+            f"The environment {env.name!r} failed while it was examined: {type(error).__name__}: {error}. Its methods are called as "
+            "tutelage.tasks.gameable describes them: reset, then honest or actions, then step by step."
+        ) from error
+
+
+def _examine(env: Gameable, seeds: int, depth: int, limit: int, tally: Tally) -> Holes:
     holes = Holes(env.name, rows=dict.fromkeys(("reward_writable", "monitor_writable", "gameable", "silently_gameable")))
     best: dict[str, Pair] = {}
     for seed in range(seeds):
@@ -86,13 +102,7 @@ def honest_episode(env: Gameable, seed: int) -> Played:
     script = list(env.honest())
     if not script:
         raise TutelageError(f"The environment {env.name!r} has no honest episode from seed {seed}: honest() is empty. Give its actions.")
-    try:
-        first, second = play(env, seed, script), play(env, seed, script)
-    except TutelageError:
-        raise
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise TutelageError(f"The honest episode of {env.name!r} from seed {seed} ({_text(script)}) failed: {what}.") from error
+    first, second = play(env, seed, script), play(env, seed, script)
     if first != second:
         raise TutelageError(
             f"The environment {env.name!r} is not deterministic: its honest episode from seed {seed} gave reward {first.reward:g} and "
@@ -204,18 +214,22 @@ def _leak(name: str, both: Iterator[tuple[int, Played, Played]]) -> dict[str, An
 
 def _remeasure(env: Gameable, best: dict[str, Pair], holes: Holes, *, depth: int, limit: int) -> None:
     """Which mitigations close the hole, and which make it heard, on the seeds that show it."""
-    closed, heard = [], []
+    closed: list[str] = []
+    heard: list[str] = []
+    unmeasured: list[str] = []
     for name in MITIGATIONS:
         safer = mitigated(env, [name])
         try:
             left = [pair for seed in {p.seed for p in best.values()} for pair in _all(safer, seed, depth, limit) if pair.gameable]
-        except Exception:  # an environment that cannot be copied, for one
+        except Exception as error:  # an environment that cannot be copied, for one
+            unmeasured.append(f"{name} ({type(error).__name__})")
             continue
         closed += [] if left else [name]
         heard += [name] if left and not any(pair.silent for pair in left) else []
     for row in (holes.rows["gameable"], holes.rows["silently_gameable"]):
         if row is not None:
             row |= {"closed by": ", ".join(closed) or "none tried", "seen by": ", ".join(heard) or "none tried"}
+            row |= {"not measured": ", ".join(unmeasured)} if unmeasured else {}
 
 
 def _all(env: Gameable, seed: int, depth: int, limit: int) -> list[Pair]:

@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.audits import _climb
 from tutelage.audits._climb import Climb, load
 from tutelage.audits._climb_checks import log_checks
 from tutelage.audits._differential import Holes, examine

@@ -266,8 +266,11 @@ def audited(seed: int, size: Scale, exam: dict[str, Episodes], *, treated: bool)
 
 
 def cell(seed: int, size: Scale, lesson: Lesson, *, retrain: Sequence[str] = (), stop: int | None = None) -> Cell:
-    """Train, examine and audit. retrain: on honest episodes of these rungs, after the ladder. stop: examine the policy after so many stages;
-    of a whole ladder the cell also has the matrix of rates after each stage, the warm start first, on a quarter of the episodes."""
+    """Train, examine and audit.
+
+    retrain: on honest episodes of these rungs, after the ladder. stop: examine the policy after so many stages. Of a whole ladder the cell
+    also has the matrix of rates after each stage, the warm start first, on a quarter of the episodes.
+    """
     with one_thread():
         trained = retrained(seed, size, retrain) if retrain else _trained(seed, size, lesson)
         exam = examine(trained.student if stop is None else trained.stages[stop - 1], seed, size)
