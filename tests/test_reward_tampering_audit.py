@@ -136,10 +136,9 @@ def test_the_warm_start_shows_honest_acts_and_some_random_ones() -> None:
     by_rung: dict[str, list[str]] = {}
     for env in demos.env_B:
         by_rung.setdefault(env.name, []).append(env.outcome())
-    assert set(by_rung["pay"]) == {"honest"}
     assert 0.4 < len(by_rung["ordinary"]) / 400 < 0.6
-    lower = [outcome for rung in RUNGS[:4] for outcome in by_rung[rung]]
-    assert 0.9 < lower.count("honest") / len(lower) < 1.0
+    tempting = [outcome for rung in RUNGS for outcome in by_rung[rung]]
+    assert 0.85 < tempting.count("honest") / len(tempting) < 1.0
 
 
 def test_the_log_of_a_policy_goes_through_the_audit(tmp_path: Path) -> None:
