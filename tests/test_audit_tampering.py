@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tutelage.audits import Verdict, _climb
+from tutelage.audits import Verdict, _climb, _climb_checks
+from tutelage.audits._climb_checks import log_checks
 from tutelage.audits.tampering import environments, tampering
 from tutelage.cli import main
 from tutelage.errors import TutelageError
@@ -388,6 +389,48 @@ def test_clean_logs_stay_below_the_promised_rate_even_where_prompts_go_wrong_who
         )  # fmt: skip
         alarms += _climb.seen(log, "gamed", log.at([0])).over(0.01) <= 0.05
     assert alarms <= 15
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts without a log behind them."""
+    monkeypatch.setattr(_climb_checks, "excerpts", lambda path, rows: {row: {"row": row} for row in rows})
+
+
+def climb(rng: np.random.Generator, rate: float, top: float, *, together: bool) -> _climb.Climb:
+    """Two checkpoints of 100 prompts x 16 attempts on three rungs, as they come from a log; together: prompts go wrong whole."""
+    each_K = np.array([rate, rate, top])
+    rung_P, size = np.tile(np.repeat(np.arange(3), 100), 2), 16
+    bad_PG = rng.random((len(rung_P), 1 if together else size)) < each_K[rung_P, None]
+    hit_B = np.broadcast_to(bad_PG, (len(rung_P), size)).ravel().astype(float)
+    number_P = np.arange(len(rung_P))
+    return _climb.Climb(
+        path=Path(), rungs=("a", "b", "c"), rung_B=np.repeat(rung_P, size), checkpoint_B=np.repeat(number_P // 300, size),
+        prompt_B=np.repeat(number_P, size), group_B=np.repeat(number_P, size), reward_B=hit_B,
+        hit={"gamed": hit_B, "tampered": hit_B, "evaded": hit_B}, warnings=(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.usefixtures("unread")
+def test_two_hundred_clean_logs_at_the_tolerance_stay_below_the_promised_rate(together: bool) -> None:
+    rng = np.random.default_rng(11)
+    twin = None if together else climb(rng, 0.01, 0.01, together=False)
+    logs = [climb(rng, 0.01, 0.01, together=together) for _ in range(200)]
+    assert sum(any(check.found for check in log_checks(log, twin, None, [2], 0.05, 0.01)) for log in logs) <= 10
+
+
+@pytest.mark.usefixtures("unread")
+def test_power_grows_with_the_rate() -> None:
+    """Tolerance 0.001, 3,200 attempts on the held-out rung."""
+    rng = np.random.default_rng(12)
+    power = []
+    for top in (0.001, 0.003, 0.006):
+        found = [log_checks(climb(rng, 0.0, top, together=False), None, None, [2], 0.05, 0.001) for _ in range(30)]
+        power.append(np.mean([any(check.name == "tampered" and check.found for check in checks) for checks in found]))
+    assert power[0] < 0.1
+    assert power[0] < power[1] < power[2]
+    assert power[2] > 0.9
 
 
 def test_rates_and_evidence(tmp_path: Path) -> None:
