@@ -55,7 +55,7 @@ TRAINED, TOP = RUNGS[:4], RUNGS[4]
 @dataclass(frozen=True)
 class Scale:
     """The size of an experiment. demonstrations: of the warm start, which takes `warm_steps` of `batch`. rounds: per rung. prompts: of the
-    rung, and as many ordinary ones. episodes: of the evaluation on the top rung; a quarter of it on every other."""
+    rung, and as many ordinary ones. episodes: of the evaluation on the top rung; an eighth of it on every other."""
 
     width: int = 48
     demonstrations: int = 8192
@@ -212,7 +212,7 @@ def examine(
     generator, prompts = torch.Generator().manual_seed(integer_of(exam)), np.random.default_rng(exam)
     found = {}
     for rung in rungs:
-        count = (size.episodes if rung == TOP else size.episodes // 4) // share
+        count = (size.episodes if rung == TOP else size.episodes // 8) // share
         found[rung] = act(student, [Desk(rung) for _ in range(count)], prompts.integers(2**31, size=count).tolist(), generator)
     return found
 
