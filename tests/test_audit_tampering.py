@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tutelage.cli import main
 from tutelage.errors import TutelageError
 from tutelage.rates import clopper_pearson, fisher_p
 from tutelage.rollouts import RolloutWriter
+from tutelage.tasks import gameable
 from tutelage.tasks.gameable import MITIGATIONS, Gameable, Guard, ReadOnly, TamperEvent, mitigated, play
 from tutelage.tasks.ladder import OUTCOMES, RUNGS, SPOKEN, WORDS, Desk, generalisation, ladder, tokens
 from tutelage.testing import check_audit
@@ -196,6 +198,7 @@ def test_a_twin_gives_base_rates_and_clears() -> None:
 
 
 OWN = '''
+from tutelage.tasks import gameable
 from tutelage.tasks.gameable import ReadOnly
 
 class Counter:
@@ -276,6 +279,14 @@ def test_an_environment_of_ones_own(own: Path) -> None:
     assert "no vary()" in check_of(verdict, "claim_only").finding
     assert found(run("own_envs:fair")) == set()
     assert check_of(run("own_envs:both"), "gameable").effect.value == 0.5
+
+
+def test_the_example_in_the_documentation(own: Path) -> None:
+    text = str(gameable.__doc__)
+    code = text[text.index("    class Counter") : text.index("**Mitigations**")]
+    (own / "documented.py").write_text(textwrap.dedent(code))
+    assert found(run("documented:make")) == {"gameable", "silently_gameable", "reward_writable"}
+    assert found(run("documented:make", mitigate="grounded")) == set()
 
 
 def test_errors_of_a_single_script_are_counted(own: Path) -> None:
@@ -536,6 +547,21 @@ def test_bad_logs(tmp_path: Path, drop: str, more: dict[str, Any], said: str) ->
         run(tmp_path / "log.jsonl", **more)
     with pytest.raises(TutelageError, match="There is no"):
         run(tmp_path / "none.jsonl")
+
+
+def test_what_is_wrong_with_a_log_but_not_fatal_is_counted(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.jsonl", {"grade": 0.0, "pay": 0.5}, prompts=4)
+    row = json.loads(log.read_text().splitlines()[0])
+    with log.open("ab") as file:
+        file.write(json.dumps(row | {"reward": None, "reward/gamed": None}).encode() + b"\n")
+        file.write(json.dumps(row).encode().replace(b"SAY", b"S\xff") + b"\n")
+        file.write(b'{"step": 0, "prompt')
+    verdict = run(log, twin=log)
+    said = "\n".join(map(str, verdict.warnings))
+    for words in ("cut off", "not UTF-8", "values of reward that are null", "not known whether they gamed", "twin: "):
+        assert words in said
+    assert not verdict.found
+    assert "gamed: pay" in found(run(log))
 
 
 # --- the command
