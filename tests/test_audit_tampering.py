@@ -593,6 +593,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert typed(["audit", "tampering", "laddr"]) == 2
 
 
-def test_the_built_in_names() -> None:
+def test_the_built_in_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ladder").mkdir()  # no log of that name hides the ladder
+    assert run("ladder/ordinary", seeds=1).finding.startswith("nothing found")
     assert [env.name for env in environments("ladder")] == list(RUNGS) == [env.name for env in ladder()]
     assert mitigated(Desk("pay"), []).name == "pay"
