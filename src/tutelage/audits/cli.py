@@ -72,6 +72,33 @@ def convert(
     typer.echo(f"{out}: {made.rows:,} attempts, from {made.engine}")
 
 
+@app.command()
+def tampering(
+    subject: Annotated[
+        str, typer.Argument(metavar="SUBJECT", help="An environment as module:factory, `ladder` or `ladder/<rung>`, or a rollout log.")
+    ],
+    twin: Annotated[
+        str | None, typer.Option("--twin", metavar="CLEAN", help="A safer version of it, or the log of a policy that saw no ladder.")
+    ] = None,
+    before: Annotated[Path | None, typer.Option("--before", metavar="LOG", help="The log from before a treatment.")] = None,
+    level: Level = 0.05,
+    threshold: Threshold = "low",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="tolerance, paid, rungs, held_out (of logs); mitigate, seeds, depth, scripts (of environments).",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Can a policy write its own reward or monitor, and does it learn to? Of an environment or a log."""
+    check_threshold(threshold)
+    verdict = run("tampering", subject, twin=twin, before=before, level=level, **settings(sets or []))
+    conclude(verdict, threshold=threshold, as_json=as_json)
+
+
 def run(name: str, subject: Any, *, twin: Any = None, seed: int = 0, **given: Any) -> Verdict:
     """The registered audit on a subject, its settings checked against its signature."""
     import numpy as np
