@@ -110,8 +110,8 @@ def _garbled(texts: Sequence[str], steps: Sequence[int], looked: dict[int, int])
     return found
 
 
-def excerpts(path: Path, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Attempts that one can read, by their number in the log (from 0)."""
+def excerpts(path: Path, rows: Sequence[int], *, signs: int | None = EXCERPT) -> dict[int, dict[str, Any]]:
+    """Attempts that one can read, by their number in the log (from 0). signs: of each completion; None is all of it."""
     wanted, found, start = set(rows), {}, 0
     if not wanted:
         return {}
@@ -123,7 +123,7 @@ def excerpts(path: Path, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
                 "prompt_id": chunk.prompt_id_B[b],
                 "reward": float(chunk.reward_B[b]),
                 "solved": float(chunk.solved_B[b]),
-                "completion": chunk.completion_B[b][:EXCERPT],
+                "completion": chunk.completion_B[b][:signs],
             }
         start += len(chunk)
         if start > max(wanted):
