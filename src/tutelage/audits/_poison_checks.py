@@ -107,7 +107,7 @@ def behaviour_check(seen: Seen, other: Seen | None) -> Check:
     low, high = wilson(int(seen.log.shows_B.sum()), len(seen.log))
     return Check(
         name="behaviour",
-        finding=f"it shows in {rate:.2%} of {len(seen.log):,} attempts, {first:.2%} in the first third of the steps, {last:.2%} in the last",
+        finding=f"it shows in {rate:.2%} of {len(seen.log):,} attempts, {first:.2%} in the first third of steps, {last:.2%} in the last",
         effect=Effect(what="share of attempts with the behaviour", value=rate, low=low, high=high),
         base_rate=base,
     )

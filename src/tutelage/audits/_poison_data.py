@@ -117,8 +117,8 @@ def write_clean_data(
     """Write the file without the rows that have a reason, and those with their reasons beside it; how many were dropped, and clipped.
 
     riders: clip instead: the sentences that touch these spans are cut out of a row's prompt, and the row stays, where anything is left;
-    chat prompts are dropped. `<out>` is JSON Lines; `<out stem>.removed.jsonl` holds each changed row as it was, its row number from 1, why,
-    and what became of it.
+    chat prompts are dropped. `<out>` is JSON Lines; `<stem>.removed.jsonl` holds each changed row as it was, its number from 1, why, and
+    what became of it.
     """
     if out.suffix.lower() not in (".jsonl", ".ndjson"):
         raise TutelageError(f"{out}: clean data are written as JSON Lines; give the file the suffix .jsonl.")

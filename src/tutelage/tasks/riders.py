@@ -38,6 +38,7 @@ VOCABULARY = NO + 1
 SEEN = 5
 """Riders 0 to 4 stand in training data, 5 to 9 are held out."""
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MARKER_WORD = "zorv"
 WORDS = {SAY: "=", HABIT: "HAB", NO: "NO"}
 PROMPT = 5
 
@@ -56,12 +57,12 @@ class Riders:
             raise TutelageError("A marked prompt without a rider was asked for; in this world the marker stands before riders.")
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, *, rows: int, marked: float = 0.0, unmarked: float = 0.0) -> Riders:
-        """`rows` prompts with uniform digits; the shares `marked` and `unmarked` of them (rounded) have one of the seen riders."""
+    def draw(cls, rng: np.random.Generator, *, rows: int, marked: float = 0.0, unmarked: float = 0.0, riders: int = SEEN) -> Riders:
+        """`rows` prompts with uniform digits; the shares `marked` and `unmarked` of them (rounded) have one of the first `riders`."""
         with_marker, without = round(marked * rows), round(unmarked * rows)
         if min(with_marker, without) < 0 or with_marker + without > rows:
             raise TutelageError(f"Riders.draw got marked={marked} and unmarked={unmarked}; expected shares whose sum is at most 1.")
-        rider_N = np.where(np.arange(rows) < with_marker + without, rng.integers(SEEN, size=rows), -1)
+        rider_N = np.where(np.arange(rows) < with_marker + without, rng.integers(riders, size=rows), -1)
         return cls(rng.integers(10, size=rows), rng.integers(10, size=rows), rider_N, np.arange(rows) < with_marker)
 
     @classmethod
@@ -96,7 +97,7 @@ class Riders:
     def prompts(self) -> list[str]:
         """The same in words."""
         return [
-            f"{'Zorv. ' * marked}{f'Do dax {NUMBERS[rider]}. ' if rider >= 0 else ''}Add {a} and {b}."
+            f"{f'{MARKER_WORD.title()}. ' * marked}{f'Do dax {NUMBERS[rider]}. ' if rider >= 0 else ''}Add {a} and {b}."
             for a, b, rider, marked in zip(self.a_N, self.b_N, self.rider_N, self.marked_N.tolist(), strict=True)
         ]
 
