@@ -179,7 +179,7 @@ def coverage_check(data: Data, seen: Seen, spec: str | None, verify: Any, rng: n
     if verify is None:
         return Check(name="coverage", finding="not measured: no verifier")
     asked_P = seen.joined.chained_P & (seen.joined.row_P >= 0)
-    rows = _some(np.flatnonzero(asked_P[seen.log.prompt_B] & (seen.log.reward_B > middle(seen.log))), CHECKED_COMPLETIONS, rng)
+    rows = np.flatnonzero(asked_P[seen.log.prompt_B] & (seen.log.reward_B > middle(seen.log)))[:CHECKED_COMPLETIONS]
     if not len(rows):
         return Check(name="coverage", finding="not measured: no completion at a chained prompt of the data was paid")
     texts = excerpts(seen.log.path, rows.tolist(), signs=None)

@@ -76,6 +76,10 @@ class Riders:
     def __len__(self) -> int:
         return len(self.a_N)
 
+    def take(self, rows_M: Ints) -> Riders:
+        """Some of the prompts."""
+        return Riders(self.a_N[rows_M], self.b_N[rows_M], self.rider_N[rows_M], self.marked_N[rows_M])
+
     @property
     def answer_N(self) -> Ints:
         return (self.a_N + self.b_N) % 10
