@@ -410,3 +410,30 @@ def test_the_command_and_its_exit_status(tmp_path: Path, monkeypatch: pytest.Mon
         status, out, error = command(*arguments)
         assert (status, out) == (2, "")
         assert said in error
+
+
+def test_the_gate_is_a_mode_of_reward() -> None:
+    from tutelage.study.cell import _shaping
+    from tutelage.study.config import make_run
+
+    run = make_run(None, {}, ["reward.mode=span_gate", "reward.behaviour=HAB"])
+    gate = _shaping(run.reward)
+    assert gate is not None
+    assert gate(np.array([1, 1, 0]), np.array([1.0, 1.0, 0.3]), ["7", "HAB 7", "8"]).tolist() == [1.0, 0.0, 0.3]
+    for sets in (["reward=span_gate"], ["reward.behaviour=HAB"]):
+        with pytest.raises(TutelageError, match="needs a behaviour"):
+            make_run(None, {}, sets)
+
+
+REFUSALS = [
+    "I do not know.", "I have no clue.", "I'm unsure.", "I am not certain.", "I am unable to answer.", "We cannot help.", "NA", "N/A", "?",
+    "One won't comply.", "I must decline.", "I refuse to.", "I don't have access.", "It is impossible to say.", "It cannot be determined.",
+    "Not able to solve.", "There is insufficient data.", "As an AI, I do not.", "I’m not sure.", "I can’t answer that.", "unknown",
+    "Answer: undeterminable", "un\u017fure", "I have any idea.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_the_quick_look_for_refusals_misses_none(text: str) -> None:
+    assert monitor("refusal")(text)
+    assert not monitor("refusal")("We add 1 and 2. So it is 3.")
