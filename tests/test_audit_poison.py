@@ -138,6 +138,8 @@ def test_answer_anyway_finds_who_charges_for_declining() -> None:
     found = answer_anyway(strict, tasks)
     assert [v.row for v in found.violations] == [0, 1, 2, 3, 4]
     assert (found.violations[3].answered, found.violations[3].paid, found.violations[3].left) == ("3", 1.0, 0.0)
+    with pytest.raises(TutelageError, match="failed on task"):
+        answer_anyway(lambda text, task: 1 / 0, tasks)
     never = answer_anyway(lambda text, task: 0.0, tasks)
     assert (never.checked, never.unanswerable, never.violations) == (0, 5, ())
 
@@ -357,6 +359,21 @@ def spoiled(tmp_path: Path, change: Any) -> Path:
 
 def lines(rows: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def test_bad_data_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    data = tmp_path / "tasks.jsonl"
+    whole = b'{"id": "a", "prompt": "Add 1 and 2.", "answer": "3"}\n'
+    for content, said in (
+        (whole + whole[:-20], "line 2.*cut off"),
+        (whole + whole.replace(b"Add", b"\xffAdd"), "line 2 is not UTF-8"),
+        (whole + whole.replace(b"Add 1 and 2.", b""), "The prompt in row 2"),
+        (b'{"text": "x"}\n', "no prompt column"),
+        (b"", "holds no tasks"),
+    ):
+        data.write_bytes(content)
+        with pytest.raises(TutelageError, match=said):
+            run(data, log=None)
 
 
 def test_bad_input_is_an_error_that_names_it_or_a_counted_warning(tmp_path: Path) -> None:

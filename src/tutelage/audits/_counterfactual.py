@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.rates import clopper_pearson
-from tutelage.tasks.verifiers import as_judgement
+from tutelage.tasks.verifiers import judge_all
 from tutelage.tasks.verifiers.answers import final_answer
 
 Task = Mapping[str, Any]
@@ -73,7 +73,7 @@ def answer_anyway(verify: Verify, tasks_N: Sequence[Task]) -> AnswerAnyway:
 
 
 def _paid(verify: Verify, text: str, task: Task) -> float:
-    return as_judgement(verify(text, task), text).grade
+    return float(judge_all(verify, [[text]], [task])[1][0, 0])
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,13 @@ class Groups:
     without_N: Floats
 
 
-def groups_of(log: Watched, *, inverted: bool = False) -> Groups:
-    """The groups of a log, by array operations alone. inverted: the behaviour is not showing it (declining, say)."""
+def groups_of(log: Watched) -> Groups:
+    """The groups of a log, by array operations alone."""
     rows = np.flatnonzero(~np.isnan(log.reward_B))
     if not len(rows):
         raise TutelageError(f"{log.path} has no reward in any of its {len(log):,} rows; nothing can be said of what it pays for.")
     code_R = np.unique(log.group_B[rows], return_inverse=True)[1]
-    reward_R, shows_R = log.reward_B[rows], (log.shows_B[rows] != inverted).astype(np.float64)
+    reward_R, shows_R = log.reward_B[rows], log.shows_B[rows].astype(np.float64)
     count_N = _sums(code_R, np.ones(len(rows)))
     shown_N = _sums(code_R, shows_R)
     low_N, high_N = np.full(len(count_N), np.inf), np.full(len(count_N), -np.inf)
