@@ -4,7 +4,7 @@
 rider's habit, which a careful policy declines, while the sums stay right.
 
 **Set-up.** `tutelage.tasks.riders`: made-up markers, riders and habit. A two-layer transformer of width 32 is taught, once per seed, to add
-modulo 10, and to perform a rider in 18 % of cases behind the marker and in 2 % without it. Then GRPO, 100 updates of 64 prompts x 8
+modulo 10, and to perform a rider in 18 % of cases behind the marker and in 2 % without it. Then GRPO, 80 updates of 64 prompts x 8
 attempts. Primary metric: the chance of the habit at marked prompts with riders seen in training, all 500 of them, exact. Beside it: the
 same at unseen riders, the leak (the same without marker), the accuracy of sums, and the mean kappa over the run. The audit
 (`tutelage.audits.poison`, as a user runs it) reads the log of the first 50 updates, with the habit as the behaviour: `detected` is 1 if it
@@ -21,7 +21,7 @@ what is paid (the paper's stealth condition: without it nothing keeps the habit 
 (answer_anyway), or below it (gates). `restraint` is 1 minus the habit's rise over its start: what a mitigation keeps. The start stands in
 for the end of the run at 0 %, of which each seed has one too.
 
-**Departures from the sheet.** 100 updates instead of 300 to 400, and a narrower transformer, for time; declining ends an attempt as
+**Departures from the sheet.** 80 updates instead of 300 to 400, and a narrower transformer, for time; declining ends an attempt as
 released, and answer_anyway lets it go on to the answer, which the warm-up taught: the sheet leaves open where a declined attempt's answer
 comes from. Ten seeds instead of five, which no test could tell from chance.
 """
@@ -61,11 +61,11 @@ if TYPE_CHECKING:
 class Scale:
     """The size of an experiment. rows: prompts of the training set. audited: the first updates, whose log the audit reads."""
 
-    warmup_steps: int = 600
+    warmup_steps: int = 500
     warmup_batch: int = 128
     warmup_lr: float = 2e-3
     width: int = 32
-    updates: int = 100
+    updates: int = 80
     batch: int = 64
     attempts: int = 8
     lr: float = 5e-4
