@@ -144,6 +144,14 @@ def couple(
     )
 
 
+def mixed_chance(rate: float, attempts: int) -> float:
+    """The chance that a group of attempts shows a behaviour of this rate in some and not in all: 1 - p^G - (1 - p)^G.
+
+    Only such groups can teach it, so amplification has a threshold in the rate. 0.1 and 8 attempts give 0.57.
+    """
+    return 1.0 - rate**attempts - (1.0 - rate) ** attempts
+
+
 def prompt_kappas(groups: Groups, prompts: int) -> tuple[Floats, Ints]:
     """Each prompt's mean kappa (P,), NaN without any, and over how many groups (P,)."""
     known_N = ~np.isnan(groups.kappa_N)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tutelage.audits._attempts import EXCERPT, excerpts
 from tutelage.audits._counterfactual import answer_anyway, coverage
-from tutelage.audits._coupling import prompt_kappas
+from tutelage.audits._coupling import mixed_chance, prompt_kappas
 from tutelage.audits._entropy import detect
 from tutelage.audits._poison_data import Data
 from tutelage.audits._seen import Seen, Tested
@@ -55,8 +55,9 @@ def _coupling_rows(seen: Seen, flagged: Sequence[Tested]) -> tuple[Mapping[str, 
     """A line for each flagged cluster, and attempts of the first that show it: some with the behaviour, some without."""
     rows: list[dict[str, Any]] = [
         {
-            "cluster": cluster.name, "prompts": c.prompts, "groups": c.groups, "attempts": c.attempts, "behaviour": c.rate,
-            "kappa": c.kappa, "delta": c.delta, "low": c.low, "high": c.high, "paid_without": c.without, "p_holm": p,
+            "cluster": cluster.name, "prompts": c.prompts, "groups": c.groups, "attempts": c.attempts, "rate": c.rate,
+            "mixed_groups": mixed_chance(c.rate, round(c.attempts / c.groups)), "kappa": c.kappa, "delta": c.delta, "low": c.low,
+            "high": c.high, "paid_without": c.without, "p_holm": p,
         }
         for cluster, c, p, _ in flagged
     ]  # fmt: skip

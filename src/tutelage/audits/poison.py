@@ -28,7 +28,7 @@ import numpy as np
 
 from tutelage.audits import _poison_checks as check
 from tutelage.audits._counterfactual import AnswerAnyway, Coverage, Violation, answer_anyway, coverage
-from tutelage.audits._coupling import Coupling, Groups, couple, groups_of, prompt_kappas, together_p
+from tutelage.audits._coupling import Coupling, Groups, couple, groups_of, mixed_chance, prompt_kappas, together_p
 from tutelage.audits._entropy import Detector, cumulative_entropy, detect
 from tutelage.audits._markers import Marker, first_of, mine_markers, spans_of
 from tutelage.audits._poison_data import Data, load_data, write_clean_data
@@ -42,7 +42,7 @@ from tutelage.tasks.verifiers import resolve
 
 __all__ = [
     "AnswerAnyway", "Coupling", "Coverage", "Detector", "Groups", "Marker", "Violation", "Watched", "answer_anyway", "couple", "coverage",
-    "cumulative_entropy", "detect", "groups_of", "mine_markers", "poison", "together_p", "watch",
+    "cumulative_entropy", "detect", "groups_of", "mine_markers", "mixed_chance", "poison", "together_p", "watch",
 ]  # fmt: skip
 
 

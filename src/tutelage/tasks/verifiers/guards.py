@@ -5,6 +5,12 @@
     drop = VarianceFilter()
     reward_B = drop(prompts_B, shows_B, reward_B)                 # prompts whose reward follows the behaviour teach nothing more
 
+The filter is for any reward function that sees whole groups; of TRL's, for instance:
+
+    def reward(prompts, completions, **columns):
+        texts = [completion_text(c) for c in completions]
+        return drop(list(map(str, prompts)), list(map(shows, texts)), judge(prompts, completions, **columns)).tolist()
+
 A verifier that reads a final answer alone leaves the rest of the response free; where a prompt chains a request that should be declined to
 one that can be verified, it pays for going along (`tutelage.audits.poison` finds such pipelines). These are the mitigations that the sheet
 on arXiv 2604.09748 lists; how a response is split into what declines and what answers is this library's.
