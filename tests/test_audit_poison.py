@@ -79,7 +79,9 @@ def test_delta_of_a_reward_that_is_the_behaviour_has_the_interval_one_one() -> N
     b = np.random.default_rng(0).random((20, 8)) < 0.5
     found = coupled(b, b)
     assert (found.delta, found.low, found.high, found.kappa) == pytest.approx((1, 1, 1, 1))
-    assert found.without == 0
+    assert found.anyway == 0
+    assert coupled(b, ~b, sign=-1).anyway == 0
+    assert coupled(np.ones((20, 8)), b).p is None
     scaled = coupled(10 * b - 5.0, b)
     assert (scaled.delta, scaled.p) == pytest.approx((found.delta, found.p))
 

@@ -35,8 +35,8 @@ BOOTSTRAPPED = 1000
 class Groups:
     """Groups of a log. prompt_N; count_N: attempts with a reward; shown_N, paid_N, both_N: how many show the behaviour, are paid above the
     middle of the group's range, or both; kappa_N: correlation of reward and behaviour, NaN where either is constant; delta_N: mean reward
-    with minus without the behaviour, as a share of the log's range of rewards, NaN where the behaviour is constant; without_N: share paid
-    of the attempts without the behaviour."""
+    with minus without the behaviour, as a share of the log's range of rewards, NaN where the behaviour is constant; with_N and
+    without_N: the share of attempts with, and without the behaviour that are paid above the middle of the log's range, NaN for none."""
 
     prompt_N: Ints
     count_N: Floats
@@ -45,6 +45,7 @@ class Groups:
     both_N: Floats
     kappa_N: Floats
     delta_N: Floats
+    with_N: Floats
     without_N: Floats
 
 
@@ -73,9 +74,10 @@ def groups_of(log: Watched) -> Groups:
         mixed_N = (shown_N > 0) & (shown_N < count_N)
         kappa_N = np.where(mixed_N & pays_N, cross_N / np.sqrt(spread_N), np.nan).clip(-1, 1)
         delta_N = np.where(mixed_N, cross_N * count_N / (shown_N * (count_N - shown_N)), np.nan)
-        absent_N = count_N - shown_N
-        without_N = np.where(absent_N > 0, _sums(code_R, (reward_R > _middle(reward_R)) * (1 - shows_R)) / absent_N, np.nan)
-    return Groups(prompt_N, count_N, shown_N, paid_N, both_N, kappa_N, delta_N, without_N)
+        good_R = (reward_R > _middle(reward_R)).astype(np.float64)
+        with_N = np.where(shown_N > 0, _sums(code_R, good_R * shows_R) / shown_N, np.nan)
+        without_N = np.where(shown_N < count_N, _sums(code_R, good_R * (1 - shows_R)) / (count_N - shown_N), np.nan)
+    return Groups(prompt_N, count_N, shown_N, paid_N, both_N, kappa_N, delta_N, with_N, without_N)
 
 
 def _sums(code_R: Ints, value_R: Floats) -> Floats:
@@ -95,8 +97,9 @@ def _middle(reward_R: Floats) -> float:
 @dataclass(frozen=True)
 class Coupling:
     """One cluster. prompts, groups, attempts: that were visited. rate: of the behaviour. kappa: mean over prompts. delta with low and
-    high: the mean over prompts of Delta and its 95 % interval. without: share paid of the attempts without the behaviour. p: see the
-    module; None where no group has both behaviour and reward mixed. delta_C: each prompt's Delta."""
+    high: the mean over prompts of Delta and its 95 % interval. anyway: how often the answer was paid although the rider was declined, the
+    share paid of attempts without the behaviour, or, where declining is the behaviour, with it. p: see the module; None where no group
+    has both behaviour and reward mixed. delta_C: each prompt's Delta."""
 
     prompts: int
     groups: int
@@ -106,7 +109,7 @@ class Coupling:
     delta: float
     low: float
     high: float
-    without: float
+    anyway: float
     p: float | None
     delta_C: Floats
 
@@ -124,7 +127,7 @@ def couple(
     attempts = groups.count_N[own_N].sum()
     delta = float(delta_C.mean()) if len(delta_C) else float("nan")
     low, high = interval(delta_C, rng)
-    without_C = _by_prompt(prompt_N, groups.without_N[own_N])
+    anyway_C = _by_prompt(prompt_N, (groups.without_N if sign > 0 else groups.with_N)[own_N])
     p = None
     if len(kappa_C):
         strong = min(_exceeds(sign * delta_C, least_delta), _exceeds(sign * kappa_C, least_kappa))
@@ -138,7 +141,7 @@ def couple(
         delta=delta,
         low=low,
         high=high,
-        without=float(without_C.mean()) if len(without_C) else float("nan"),
+        anyway=float(anyway_C.mean()) if len(anyway_C) else float("nan"),
         p=p,
         delta_C=delta_C,
     )

@@ -37,8 +37,8 @@ def coupling_check(seen: Seen, tested: Sequence[Tested], level: float) -> Check:
     return Check(
         name="coupling",
         finding=f"{len(flagged)} of {len(tested)} clusters of prompts pay for {paid}; {cluster.name}: {worst.delta:+.2f} of the range of "
-        f"rewards with the behaviour, kappa {worst.kappa:.2f}, over {worst.groups} groups of {worst.prompts} prompts; {worst.without:.0%} "
-        "of attempts without it are paid",
+        f"rewards with the behaviour, kappa {worst.kappa:.2f}, over {worst.groups} groups of {worst.prompts} prompts; {worst.anyway:.0%} "
+        f"of attempts {'with' if seen.sign < 0 else 'without'} it are paid anyway",
         severity="high" if flagged else "none",
         effect=Effect(
             what=f"difference that the behaviour makes to the reward in its group, as a share of the rewards' range; {cluster.name}",
@@ -57,7 +57,7 @@ def _coupling_rows(seen: Seen, flagged: Sequence[Tested]) -> tuple[Mapping[str, 
         {
             "cluster": cluster.name, "prompts": c.prompts, "groups": c.groups, "attempts": c.attempts, "rate": c.rate,
             "mixed_groups": mixed_chance(c.rate, round(c.attempts / c.groups)), "kappa": c.kappa, "delta": c.delta, "low": c.low,
-            "high": c.high, "paid_without": c.without, "p_holm": p,
+            "high": c.high, "paid_anyway": c.anyway, "p_holm": p,
         }
         for cluster, c, p, _ in flagged
     ]  # fmt: skip
