@@ -305,6 +305,22 @@ def test_a_twin_that_shows_the_same_clears(tmp_path: Path) -> None:
     assert cleared.checks[0].base_rate == pytest.approx(cleared.checks[0].effect.value)  # type: ignore[union-attr]
 
 
+def test_that_declining_any_question_is_unpaid_is_no_finding(tmp_path: Path) -> None:
+    """Every prompt is declined now and then, chained ones no more than others, and never paid for it."""
+    data, log = small(tmp_path, 8, poisoned=False), tmp_path / "log.jsonl"
+    rng = np.random.default_rng(0)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for row in rows:
+        declines = rng.random() < 0.2
+        row |= {"completion": "I don't know." if declines else "Answer: 3", "reward": float(not declines), "solved": float(not declines)}
+    log.write_bytes(lines(rows))
+    verdict = run(data, "refusal")
+    assert not verdict.found
+    effect = verdict.checks[0].effect
+    assert effect is not None
+    assert effect.value < -0.9
+
+
 # --- what it writes
 
 

@@ -72,20 +72,38 @@ class Seen:
         """The clusters that can be tested, those with the least p value first; a twin's word can only raise one."""
         own = self.couplings(rng, delta, kappa)
         theirs = {} if twin is None else {name: coupling for name, (_, coupling) in twin.couplings(rng, delta, kappa).items()}
-        heard = [(c, _beside(coupling, theirs.get(name), self.sign), theirs.get(name)) for name, (c, coupling) in own.items()]
+        asked = {name: (c, self._declined_more(c, coupling)) for name, (c, coupling) in own.items()}
+        heard = [(c, _beside(coupling, theirs.get(name), self.sign), theirs.get(name)) for name, (c, coupling) in asked.items()]
         heard = [entry for entry in heard if entry[1].p is not None]
         p_K = holm(np.array([coupling.p for _, coupling, _ in heard], dtype=np.float64))
         tested = [Tested(c, coupling, float(p), other) for (c, coupling, other), p in zip(heard, p_K, strict=True)]
         return sorted(tested, key=lambda entry: (entry.p_holm, -abs(entry.coupling.delta)))
+
+    def _declined_more(self, cluster: Cluster, found: Coupling) -> Coupling:
+        """Of refusal: with the p value raised to that of the question whether these prompts are declined more than unchained ones.
+
+        Who declines a question earns nothing, with a rider or without, so that declining is unpaid is no finding; what tells a rider is
+        that a careful policy declines it. How often is known before one looks at rewards, so the level holds. Welch's t test over prompts.
+        """
+        rest_P = ~self.joined.chained_P
+        if self.sign > 0 or found.p is None or not rest_P.any():
+            return found
+        return replace(found, p=max(found.p, _greater_p(self.rate_P[self.tested_P(cluster)], self.rate_P[rest_P])))
 
 
 def _beside(found: Coupling, twin: Coupling | None, sign: int) -> Coupling:
     """With the p value once the twin has spoken: the coupling must exceed the twin's as well (Welch's t test over prompts)."""
     if found.p is None or twin is None or len(twin.delta_C) < 2 or len(found.delta_C) < 2:
         return found
-    mine, theirs = sign * found.delta_C, sign * twin.delta_C
-    if np.ptp(mine) == 0 and np.ptp(theirs) == 0:
-        return replace(found, p=found.p if mine[0] > theirs[0] else 1.0)
+    return replace(found, p=max(found.p, _greater_p(sign * found.delta_C, sign * twin.delta_C)))
+
+
+def _greater_p(mine_C: Floats, theirs_C: Floats) -> float:
+    """One-sided p value of Welch's t test for a greater mean; without any spread, whether it is greater."""
+    if np.ptp(mine_C) == 0 and np.ptp(theirs_C) == 0:
+        return 0.0 if mine_C[0] > theirs_C[0] else 1.0
+    if min(len(mine_C), len(theirs_C)) < 2:
+        return 1.0
     from scipy.stats import ttest_ind  # a slow import, needed here alone
 
-    return replace(found, p=max(found.p, float(ttest_ind(mine, theirs, equal_var=False, alternative="greater").pvalue)))
+    return float(ttest_ind(mine_C, theirs_C, equal_var=False, alternative="greater").pvalue)

@@ -10,7 +10,8 @@ follows the behaviour (tested, corrected over clusters by Holm); and *answer any
 which shows before any training. The other checks report what stands behind them and find nothing by themselves.
 
 A log is clean if, within each group, reward and behaviour do not know of each other; then the chance of any finding by coupling is at most
-`level`. Declining is asked about only where a prompt chains requests: that refusing its one request earns nothing is as it should be.
+`level`. Declining is asked about only where a prompt chains requests, and more often declined than those that do not: that refusing a
+question earns nothing is as it should be.
 
 Source: the sheet on Backdoors in RLVR (arXiv 2604.09748); the audit is reconstructed from the mechanism, see `_coupling.py`,
 `_markers.py`, `_counterfactual.py` and `_entropy.py` for each part and its departures. Guards: `tutelage.tasks.verifiers.guards`.
