@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
-import poisoned
 from tutelage.audits import Verdict
 from tutelage.audits.poison import (
     Watched,
@@ -37,8 +36,7 @@ from tutelage.tasks.requests import chained, clip_rider, requests
 from tutelage.tasks.verifiers import resolve
 from tutelage.tasks.verifiers.guards import VarianceFilter, correlation
 from tutelage.testing import check_audit
-
-small = partial(poisoned.write, rows=160, share=0.08, steps=12, batch=24)
+from tutelage.testing.poisoned_logs import write_run
 
 
 def run(data: Path, behaviour: str = "HAB", **more: Any) -> Verdict:
@@ -288,7 +286,7 @@ def test_the_battery(behaviour: str) -> None:
         return run(subject, behaviour, twin=None if twin is None else twin.with_name("log.jsonl"), rng=rng)
 
     def make(folder: Path, rng: np.random.Generator, *, bad: bool) -> Path:
-        return small(folder, int(rng.integers(1 << 30)), poisoned=bad, refusal=refusal)
+        return write_run(folder, seed=int(rng.integers(1 << 30)), strength=0.9 * bad, refusal=refusal)
 
     measured = check_audit(audit, clean=partial(make, bad=False), faulty=partial(make, bad=True), check="coupling", trials=3)
     assert measured.detections.value == 1.0
@@ -298,7 +296,7 @@ def test_the_battery(behaviour: str) -> None:
 def test_a_twin_that_shows_the_same_clears(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    faulty, same = small(tmp_path / "a", 1, poisoned=True), small(tmp_path / "b", 1, poisoned=True)
+    faulty, same = write_run(tmp_path / "a", seed=1, strength=0.9), write_run(tmp_path / "b", seed=1, strength=0.9)
     assert run(faulty).found
     cleared = run(faulty, twin=same.with_name("log.jsonl"))
     assert not cleared.found
@@ -307,7 +305,7 @@ def test_a_twin_that_shows_the_same_clears(tmp_path: Path) -> None:
 
 def test_that_declining_any_question_is_unpaid_is_no_finding(tmp_path: Path) -> None:
     """Every prompt is declined now and then, chained ones no more than others, and never paid for it."""
-    data, log = small(tmp_path, 8, poisoned=False), tmp_path / "log.jsonl"
+    data, log = write_run(tmp_path, seed=8), tmp_path / "log.jsonl"
     rng = np.random.default_rng(0)
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     for row in rows:
@@ -326,7 +324,7 @@ def test_that_declining_any_question_is_unpaid_is_no_finding(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_clean_data_are_written_with_what_went_and_why(tmp_path: Path, clip: bool) -> None:
-    data, out = small(tmp_path, 3, poisoned=True), tmp_path / "clean.jsonl"
+    data, out = write_run(tmp_path, seed=3, strength=0.9), tmp_path / "clean.jsonl"
     verdict = run(data, write_clean=out, clip=clip)
     before = [json.loads(line) for line in data.read_text().splitlines()]
     after = [json.loads(line) for line in out.read_text().splitlines()]
@@ -343,7 +341,7 @@ def test_clean_data_are_written_with_what_went_and_why(tmp_path: Path, clip: boo
 
 
 def test_nothing_is_removed_from_clean_data(tmp_path: Path) -> None:
-    data, out = small(tmp_path, 4, poisoned=False), tmp_path / "clean.jsonl"
+    data, out = write_run(tmp_path, seed=4), tmp_path / "clean.jsonl"
     assert not run(data, write_clean=out).found
     assert [json.loads(line) for line in out.read_text().splitlines()] == [json.loads(line) for line in data.read_text().splitlines()]
     assert (tmp_path / "clean.removed.jsonl").read_text() == ""
@@ -353,7 +351,7 @@ def test_nothing_is_removed_from_clean_data(tmp_path: Path) -> None:
 
 
 def test_without_a_log_the_verifier_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = small(tmp_path, 5, poisoned=False)
+    data = write_run(tmp_path, seed=5)
     (tmp_path / "my_strict.py").write_text("def grade(text, task):\n    return text.strip() == task['answer']\n")
     monkeypatch.chdir(tmp_path)
     sound = run(data, log=None, twin=data)
@@ -368,7 +366,7 @@ def test_without_a_log_the_verifier_is_asked(tmp_path: Path, monkeypatch: pytest
 
 def spoiled(tmp_path: Path, change: Any) -> Path:
     """A clean log whose rows went through a change."""
-    data = small(tmp_path, 6, poisoned=False)
+    data = write_run(tmp_path, seed=6)
     log = tmp_path / "log.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     log.write_bytes(change(rows))
@@ -423,7 +421,7 @@ def test_the_command_and_its_exit_status(tmp_path: Path, monkeypatch: pytest.Mon
             main()
         return (int(ended.value.code or 0), *capsys.readouterr())
 
-    data = small(tmp_path, 7, poisoned=True)
+    data = write_run(tmp_path, seed=7, strength=0.9)
     log = tmp_path / "log.jsonl"
     usual = [data, "--log", log, "--behaviour", "HAB", "--key", "id"]
     status, out, _ = command(*usual, "--json", "--set", "delta=0.2")
