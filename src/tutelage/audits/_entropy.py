@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from tutelage.audits._watched import Bools, Floats, Ints
 from tutelage.rates import tpr_at_fpr
@@ -81,5 +80,7 @@ def detect(
 
 def _auc(positive_P: Floats, clean_C: Floats) -> float:
     """The chance that a positive scores above a clean one, ties counted half."""
+    from scipy.stats import rankdata  # a slow import, needed here alone
+
     rank = rankdata(np.concatenate([positive_P, clean_C]))[: len(positive_P)].sum()
     return float((rank - len(positive_P) * (len(positive_P) + 1) / 2) / (len(positive_P) * len(clean_C)))
