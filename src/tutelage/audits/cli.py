@@ -99,6 +99,39 @@ def tampering(
     conclude(verdict, threshold=threshold, as_json=as_json)
 
 
+@app.command()
+def poison(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A task file: JSON Lines, Parquet or a dataset directory.")],
+    log: Annotated[Path | None, typer.Option("--log", metavar="LOG", help="The rollout log of a run on these tasks.")] = None,
+    behaviour: Annotated[
+        str, typer.Option("--behaviour", help="What is unwanted: refusal, module:function (text -> bool), or a string.")
+    ] = "refusal",
+    verifier: Annotated[str | None, typer.Option("--verifier", help="The pipeline's verifier; by default chosen as training does.")] = None,
+    twin: Annotated[
+        Path | None, typer.Option("--twin", metavar="CLEAN", help="The log of a clean run; without --log, clean tasks.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="The column of prompts.")] = None,
+    answer: Annotated[str | None, typer.Option("--answer", help="The column of answers.")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="The column of ids that the log knows prompts by.")] = None,
+    clean: Annotated[
+        Path | None, typer.Option("--write-clean", metavar="OUT", help="Write the tasks without those behind a finding, and these beside.")
+    ] = None,
+    clip: Annotated[bool, typer.Option("--clip", help="Cut marked sentences out of prompts instead of dropping the tasks.")] = False,
+    level: Level = 0.05,
+    threshold: Threshold = "low",
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=NUMBER", help="What does not matter: delta (0.1), kappa (0.3).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Do training data pay a policy for a behaviour that nobody asked for?"""
+    check_threshold(threshold)
+    given = {"verifier": verifier, "prompt": prompt, "answer": answer, "key": key, "log": log, "write_clean": clean}
+    named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    verdict = run("poison", data, twin=twin, behaviour=behaviour, level=level, clip=clip, **named, **settings(sets or []))
+    conclude(verdict, threshold=threshold, as_json=as_json)
+
+
 def run(name: str, subject: Any, *, twin: Any = None, seed: int = 0, **given: Any) -> Verdict:
     """The registered audit on a subject, its settings checked against its signature."""
     import numpy as np
