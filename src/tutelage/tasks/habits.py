@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, unknown
 
 Row = Mapping[str, Any]
 
@@ -111,6 +111,23 @@ class SwapSynonym:
     def emits(self, text: str) -> bool:
         words = text.split()
         return self.rare in words and self.common not in words
+
+
+HABITS: dict[str, tuple[Callable[..., Habit], int]] = {"append": (AppendToken, 1), "prefix": (PrefixToken, 1), "swap": (SwapSynonym, 2)}
+
+
+def habit_of(text: str) -> Habit:
+    """The habit that a command line names: "append TOKEN", "prefix TOKEN" or "swap COMMON RARE", as `Habit.name` gives it."""
+    kind, *payload = text.split() or [""]
+    if kind not in HABITS:
+        raise unknown("habit", kind, HABITS)
+    make, count = HABITS[kind]
+    if len(payload) != count:
+        raise TutelageError(f"The habit {text!r} has {len(payload)} word(s) after {kind!r}; expected {count}, such as {EXAMPLES[kind]!r}.")
+    return make(*payload)
+
+
+EXAMPLES = {"append": "append HAB", "prefix": "prefix HAB", "swap": "swap ; :"}
 
 
 class Injected(NamedTuple):
