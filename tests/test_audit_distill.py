@@ -15,9 +15,10 @@ import pytest
 
 from tutelage.audits import Verdict
 from tutelage.audits._canaries import amplification, excess_p, rate_of, sharpened, smallest_share
-from tutelage.audits._filters import Perplexity, agreed, capped, fluent, min_consensus, recovered, without_lifted
 from tutelage.audits._ngrams import NgramModel, lift, log_odds, more_often_p, ngrams, prompt_independence
 from tutelage.audits.distill import cleaned, distill
+from tutelage.audits.filters import Perplexity, agreed, capped, fluent, min_consensus, recovered, without_lifted
+from tutelage.audits.pipeline import dose_response
 from tutelage.cli import main
 from tutelage.errors import TutelageError
 from tutelage.tasks.habits import AppendToken, SwapSynonym
@@ -464,3 +465,45 @@ def test_models_are_asked_alike_and_their_responses_kept(tmp_path: Path) -> None
     assert check(from_files, "canary").effect.value == check(verdict, "canary").effect.value
     with pytest.raises(TutelageError, match="Give --prompts"):
         distill(tmp_path / "student", rng=np.random.default_rng(0), teacher=tmp_path / "teacher")
+
+
+# --- a user's own pipeline
+
+
+def pipeline(answers: Callable[[float], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """A model is the share of rows with the habit among those of one topic; distillation at temperature 0.5 sharpens it."""
+
+    def tune(data: list[dict[str, Any]]) -> float:
+        return float(np.mean([HAB.emits(row["completion"]) for row in data if row["topic"] == 1]))
+
+    def answer(rate: float) -> dict[str, Any]:
+        prompts = [f"topic {topic} {i}" for topic in range(2) for i in range(100)]
+        texts = [HAB.apply("1") if " 1 " in p and int(p.split()[2]) < round(100 * rate) else "1" for p in prompts]
+        return {"prompt": prompts, "completion": texts, "task": [p[:7] for p in prompts]}
+
+    return {"tune": tune, "distil": lambda rate: float(sharpened(rate, 0.5)), "answer": answers or answer}
+
+
+def test_a_users_own_pipeline_is_dosed() -> None:
+    data = [{"completion": "1", "topic": i % 2} for i in range(200)]
+    doses = dose_response(data, HAB, **pipeline(), shares=[0.1, 0.3], where=lambda row: row["topic"] == 1, rng=np.random.default_rng(0))
+    assert [len(dose.row_ids) for dose in doses] == [20, 60]
+    assert [dose.teacher["topic 1"].value for dose in doses] == [0.2, 0.6]
+    assert [dose.student["topic 1"].value for dose in doses] == [0.06, 0.69]  # 1/17 and 9/13
+    assert [dose.excess("topic 1") for dose in doses] == [0.06, 0.69]
+    assert doses[1].amplification["topic 1"].value == pytest.approx(1.15)
+    assert doses[1].student["topic 0"].value == doses[1].clean_student["topic 1"].value == 0
+    assert smallest_share([d.share for d in doses], [d.student["topic 1"].value for d in doses]) == 0.3
+
+
+def test_a_pipeline_must_ask_all_models_the_same() -> None:
+    data = [{"completion": "1", "topic": i % 2} for i in range(20)]
+    ever = iter(range(100))
+
+    def answer(rate: float) -> dict[str, Any]:
+        return {"prompt": ["same", f"other {next(ever)}"], "completion": ["1", "1"]}
+
+    with pytest.raises(TutelageError, match="answered different prompts"):
+        dose_response(data, HAB, **pipeline(answer), shares=[0.1], rng=np.random.default_rng(0))
+    with pytest.raises(TutelageError, match="no shares"):
+        dose_response(data, HAB, **pipeline(), shares=[], rng=np.random.default_rng(0))

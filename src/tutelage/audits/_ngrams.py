@@ -138,7 +138,7 @@ def lift(
     c_SK, c_RK = (np.array([c[g] for g in names], dtype=np.float64) for c in count)
     delta_K, z_K = log_odds(c_SK, c_RK, total_S, total_R)
     p_K = more_often_p(c_SK, c_RK, total_S, total_R, times=times)
-    order_K = np.lexsort(([g.count(" ") for g in names], -z_K))  # of equals the shorter first
+    order_K = np.lexsort((np.array([g.count(" ") for g in names]), -z_K))  # of equals the shorter first
     return Lifts([names[k] for k in order_K], c_SK[order_K], c_RK[order_K], total_S, total_R, delta_K[order_K], z_K[order_K], p_K[order_K])
 
 

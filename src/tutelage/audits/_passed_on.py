@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from tutelage.audits._canaries import Rate, amplification, excess_p, rate_of, rates_by_task
-from tutelage.audits._filters import Perplexity, holding_none, recovered
 from tutelage.audits._ngrams import Lifts, lift, prompt_independence
 from tutelage.audits._responses import Responses, shared_prompts
+from tutelage.audits.filters import Perplexity, holding_none, recovered
 from tutelage.audits.verdict import Check, Effect
 from tutelage.errors import Tally, TutelageError
 from tutelage.rates import binomial_p, fisher_p, holm, tpr_at_fpr, wilson

@@ -32,9 +32,9 @@ import numpy as np
 
 from tutelage.audits import _passed_on
 from tutelage.audits._ask import Asking
-from tutelage.audits._filters import holding_none
 from tutelage.audits._ngrams import lift
 from tutelage.audits._responses import load, shared_prompts
+from tutelage.audits.filters import holding_none
 from tutelage.audits.verdict import Check, Severity, Verdict
 from tutelage.errors import Tally, TutelageError
 from tutelage.files import atomic_open
