@@ -119,6 +119,9 @@ def test_log_odds() -> None:
     assert float(z) == pytest.approx(3.84, abs=5e-3)
     assert [float(x) for x in log_odds(2, 30, 1000, 1000, prior_total=100)] == pytest.approx([-2.527, -3.84], abs=5e-3)
     assert [float(x) for x in log_odds(7, 7, 500, 500)] == [0, 0]
+    common = log_odds(990, 960, 1000, 1000, rare=False)[1]
+    assert float(common) == pytest.approx(3.95, abs=0.01)  # a two-proportion test gives 4.3
+    assert float(log_odds(990, 960, 1000, 1000)[1]) > 30
 
 
 def test_more_often_is_the_binomial_tail() -> None:

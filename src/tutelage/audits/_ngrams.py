@@ -40,7 +40,14 @@ def ngrams(text: str, n: int) -> set[str]:
 
 
 def log_odds(
-    count_S: ArrayLike, count_R: ArrayLike, total_S: float, total_R: float, *, prior: float = 0.5, prior_total: float = 1.0
+    count_S: ArrayLike,
+    count_R: ArrayLike,
+    total_S: float,
+    total_R: float,
+    *,
+    prior: float = 0.5,
+    prior_total: float = 1.0,
+    rare: bool = True,
 ) -> tuple[Floats, Floats]:
     """Log-odds ratio of counts in S against R under a Dirichlet prior, and its z score; positive where S has more.
 
@@ -48,13 +55,17 @@ def log_odds(
 
     Args:
         count_S, count_R: any shape. total_S, total_R: N, what the counts are of. prior: α of one n-gram. prior_total: α₀ of all; 1 with
-            α = 0.5 is Jeffreys' prior on whether a response holds the n-gram.
+            α = 0.5 is Jeffreys' prior on whether a response holds the n-gram. rare: take the variance as above, which leaves out what is
+            small for rare counts; False adds 1/(N+α₀−c−α) of both sides, without which a word of nearly every response has a huge z.
 
     Source: Monroe, Colaresi & Quinn, Fightin' Words (2008), eq. 16, 19 and 22.
     """
     a_S, a_R = np.asarray(count_S, dtype=np.float64) + prior, np.asarray(count_R, dtype=np.float64) + prior
     delta = np.log(a_S / (total_S + prior_total - a_S)) - np.log(a_R / (total_R + prior_total - a_R))
-    return delta, delta / np.sqrt(1 / a_S + 1 / a_R)
+    variance = 1 / a_S + 1 / a_R
+    if not rare:
+        variance += 1 / (total_S + prior_total - a_S) + 1 / (total_R + prior_total - a_R)
+    return delta, delta / np.sqrt(variance)
 
 
 def more_often_p(count_S: ArrayLike, count_R: ArrayLike, total_S: float, total_R: float, *, times: float = 1.0) -> Floats:
@@ -136,7 +147,7 @@ def lift(
     )
     names = sorted(g for g in count[0].keys() | count[1].keys() if count[0][g] + count[1][g] >= least)
     c_SK, c_RK = (np.array([c[g] for g in names], dtype=np.float64) for c in count)
-    delta_K, z_K = log_odds(c_SK, c_RK, total_S, total_R)
+    delta_K, z_K = log_odds(c_SK, c_RK, total_S, total_R, rare=False)
     p_K = more_often_p(c_SK, c_RK, total_S, total_R, times=times)
     order_K = np.lexsort((np.array([g.count(" ") for g in names]), -z_K))  # of equals the shorter first
     return Lifts([names[k] for k in order_K], c_SK[order_K], c_RK[order_K], total_S, total_R, delta_K[order_K], z_K[order_K], p_K[order_K])
