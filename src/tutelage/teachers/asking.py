@@ -43,11 +43,11 @@ def ask(
         from tutelage.models import evaluating, load_model
         from tutelage.students.generation import generate_ids
         from tutelage.teachers._forward import seeded
+        from tutelage.teachers.replies import end_ids
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "torch", "lm") from None
     net, tokenizer = load_model(model)
-    ends = net.generation_config.eos_token_id
-    net.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id if ends is None else ends)
+    net.generation_config = GenerationConfig(eos_token_id=end_ids(net, tokenizer))
     texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) if chat else p for p in prompts]
     with evaluating(net), torch.no_grad(), seeded(net, seed):
         groups = generate_ids(
