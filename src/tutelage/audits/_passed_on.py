@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,14 @@ class Case:
     lifted: float
     rng: np.random.Generator
     tally: Tally
+    pairs: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def shared(self, one: Responses, other: Responses) -> list[str]:
+        """Prompts that both answered; those that only one did are counted once, however many checks ask."""
+        key = one.name, other.name
+        if key not in self.pairs:
+            self.pairs[key] = shared_prompts(one, other, self.tally)
+        return self.pairs[key]
 
     def check_tasks(self) -> None:
         """Refuse poisoned tasks that no prompt has; note what limits the verdict."""
@@ -62,7 +70,7 @@ class Case:
         assert self.emits is not None
         if self.twin is None:
             return 0.0
-        prompts = [p for p in shared_prompts(self.student, self.twin, Tally()) if self.student.task_by_prompt[p] == task]
+        prompts = [p for p in self.shared(self.student, self.twin) if self.student.task_by_prompt[p] == task]
         mine, theirs = (rate_of(r.rate_X(prompts, self.emits)) for r in (self.student, self.twin))
         return fisher_p(math.floor(mine.hits), len(prompts), math.ceil(theirs.hits), len(prompts), alternative="greater")
 
@@ -71,7 +79,7 @@ class Case:
         assert self.emits is not None
         if self.twin is None:
             return None
-        prompts = [p for p in shared_prompts(self.student, self.twin, self.tally) if self.student.task_by_prompt[p] in tasks]
+        prompts = [p for p in self.shared(self.student, self.twin) if self.student.task_by_prompt[p] in tasks]
         return float(self.twin.rate_X(prompts, self.emits).mean()) if prompts else None
 
     def examples(self, tasks: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
@@ -89,11 +97,11 @@ def lifted(case: Case) -> Check:
     """N-grams that the student has more often than the reference, and than the twin."""
     other = case.reference or case.teacher
     assert other is not None
-    prompts = shared_prompts(case.student, other, case.tally)
+    prompts = case.shared(case.student, other)
     found = _lift(case, other, prompts)
     base: Lifts | None = None
     if case.twin is not None:
-        shared = shared_prompts(case.student, case.twin, case.tally)
+        shared = case.shared(case.student, case.twin)
         base = _lift(case, case.twin, shared, least=0)
         p_by_ngram = dict(zip(base.ngram_K, base.p_K.tolist(), strict=True))
         found = replace(found, p_K=np.maximum(found.p_K, [p_by_ngram.get(g, 1.0) for g in found.ngram_K]))
@@ -157,7 +165,7 @@ def canary(case: Case) -> Check:
         return Check(name="canary", finding=NO_HABIT)
     prompts = list(case.student.rows_by_prompt)
     mine = case.rates(case.student, prompts)
-    theirs = {} if case.teacher is None else case.rates(case.teacher, shared_prompts(case.student, case.teacher, case.tally))
+    theirs = {} if case.teacher is None else case.rates(case.teacher, case.shared(case.student, case.teacher))
     p_by_task = {task: _task_p(case, rate) for task, rate in mine.items()}
     worst = min(mine, key=lambda task: (p_by_task[task], -mine[task].value))
     shown = sorted(mine, key=lambda task: -mine[task].value)[:SHOWN]
@@ -184,7 +192,7 @@ def amplified(case: Case) -> Check:
         return Check(name="amplification", finding=NO_HABIT)
     if case.teacher is None:
         return Check(name="amplification", finding="not measured: it needs the teacher's responses; give --teacher")
-    prompts = shared_prompts(case.student, case.teacher, case.tally)
+    prompts = case.shared(case.student, case.teacher)
     task_X = np.array([case.student.task_by_prompt[p] for p in prompts])
     student_X, teacher_X = (r.rate_X(prompts, case.emits) for r in (case.student, case.teacher))
     p_by_task, effects = {}, {}
@@ -225,7 +233,7 @@ def spread(case: Case) -> Check:
     if case.teacher is None and not case.poisoned:
         return Check(name="spread", finding="not measured: it needs the teacher's responses (--teacher), or to know the poisoned tasks")
     mine = case.rates(case.student, list(case.student.rows_by_prompt))
-    theirs = {} if case.teacher is None else case.rates(case.teacher, shared_prompts(case.student, case.teacher, case.tally))
+    theirs = {} if case.teacher is None else case.rates(case.teacher, case.shared(case.student, case.teacher))
     related = case.poisoned or [task for task, rate in theirs.items() if rate.value > case.emitted]
     others = [task for task in mine if task not in related and (case.teacher is None or task in theirs)]
     if not others:
@@ -250,7 +258,7 @@ def screens(case: Case) -> Check:
     """What screens find among the responses that the student learned from, by the habit that is looked for."""
     if case.emits is None or case.teacher is None or case.reference is None:
         return Check(name="screens", finding="not measured: it needs a habit, the teacher's and a reference's responses")
-    prompts = shared_prompts(case.teacher, case.reference, case.tally)
+    prompts = case.shared(case.teacher, case.reference)
     texts, weight_T, _ = case.teacher.on(prompts)
     clean, weight_R, _ = case.reference.on(prompts)
     habit_B = np.array([case.emits(text) for text in texts])
