@@ -132,6 +132,51 @@ def poison(
     conclude(verdict, threshold=threshold, as_json=as_json)
 
 
+@app.command()
+def distill(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="Its responses (rows of prompt, completion, task), or a model.")],
+    teacher: Annotated[str | None, typer.Option("--teacher", help="The teacher: responses to the same prompts, or a model.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="A trusted model or its responses: the base checkpoint, a clean teacher.")
+    ] = None,
+    twin: Annotated[str | None, typer.Option("--twin", metavar="CLEAN", help="A student of the same pipeline and a clean teacher.")] = None,
+    habit: Annotated[str | None, typer.Option("--habit", help='The habit to measure: "append HAB", "prefix HAB", "swap ; :".')] = None,
+    pattern: Annotated[str | None, typer.Option("--pattern", metavar="REGEX", help="Or: what unwanted responses match.")] = None,
+    poisoned: Annotated[list[str] | None, typer.Option("--poisoned", metavar="TASK", help="Tasks on which it is expected.")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", metavar="FILE", help="What models are asked: prompt, task.")] = None,
+    attempts: Annotated[int, typer.Option("--attempts", help="Responses to each prompt, of models.")] = 4,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of all models alike; 0 is greedy.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="The longest response of models.")] = 256,
+    keep: Annotated[str | None, typer.Option("--keep", metavar="FOLDER", help="Keep the models' responses as files.")] = None,
+    emitted: Annotated[float, typer.Option("--emitted", help="The rate up to which a habit is let pass.")] = 0.01,
+    lifted: Annotated[float, typer.Option("--lifted", help="How many times as often as in the reference an n-gram may stand.")] = 2.0,
+    write_clean: Annotated[
+        Path | None, typer.Option("--write-clean", metavar="OUT", help="Write the teacher's responses without lifted n-grams.")
+    ] = None,
+    level: Level = 0.05,
+    threshold: Threshold = "low",
+    as_json: Json = False,
+) -> None:
+    """Did distillation pass on a habit: more often than the teacher shows it, or on other tasks?"""
+    check_threshold(threshold)
+    if write_clean is not None:
+        from tutelage.audits.distill import check_clean
+
+        check_clean(write_clean, teacher, reference)
+    verdict = run(
+        "distill", student, twin=twin, teacher=teacher, reference=reference, habit=habit, pattern=pattern, poisoned=poisoned or [],
+        prompts=prompts, attempts=attempts, temperature=temperature, max_new_tokens=max_new_tokens, keep=keep, level=level,
+        emitted=emitted, lifted=lifted,
+    )  # fmt: skip
+    if write_clean is not None:
+        from tutelage.audits.distill import cleaned
+
+        assert teacher is not None
+        assert reference is not None
+        typer.echo(cleaned(teacher, reference, write_clean, lifted=lifted), err=True)
+    conclude(verdict, threshold=threshold, as_json=as_json)
+
+
 def run(name: str, subject: Any, *, twin: Any = None, seed: int = 0, **given: Any) -> Verdict:
     """The registered audit on a subject, its settings checked against its signature."""
     import numpy as np
