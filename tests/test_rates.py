@@ -96,3 +96,15 @@ def test_tpr_at_fpr_counts_ties_against_the_detector() -> None:
 def test_impossible_counts_are_refused(call) -> None:
     with pytest.raises(TutelageError, match="expected"):
         call()
+
+
+def test_rising_p_is_kendalls_test() -> None:
+    rng = np.random.default_rng(5)
+    for size in (2, 3, 6, 24, 33, 34, 60):
+        for values in (rng.normal(size=size), rng.normal(size=size) + 0.1 * np.arange(size), rng.integers(0, 4, size).astype(float)):
+            expected = scipy.stats.kendalltau(np.arange(size), values, alternative="greater").pvalue
+            np.testing.assert_allclose(rates.rising_p(values), expected if np.ptp(values) else 1.0, rtol=1e-9)
+    assert rates.rising_p([3.0, 3.0, 3.0]) == rates.rising_p([1.0]) == 1.0
+    np.testing.assert_allclose(rates.rising_p(range(6)), 1 / 720)
+    with pytest.raises(TutelageError, match="finite values"):
+        rates.rising_p([1.0, np.nan])

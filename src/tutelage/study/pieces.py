@@ -14,7 +14,7 @@ from tutelage.study.figures import Style
 from tutelage.study.plates import Plates
 from tutelage.study.schema import League, Number, Row, display_name, progress_word
 
-VERDICTS = {"holds", "reversed", "not shown", "too few seeds", "baseline", "control"}
+VERDICTS = {"holds", "reversed", "not shown", "too few seeds", "baseline", "control", "none", "low", "medium", "high"}
 RULE = (
     "A verdict comes from the exact paired sign-flip test on the differences seed by seed, two-sided at 0.05, with Holm's correction over "
     "all comparisons. “Not shown” is not “no difference”; with too few seeds no result could pass, and none is called."
@@ -37,7 +37,7 @@ def text(value: str) -> str:
 
 
 def badge(verdict: str) -> str:
-    """A verdict as a word on a coloured ground, with a shape for those who do not see the colour."""
+    """A verdict, or an audit's severity, as a word on a coloured ground, with a shape for those who do not see the colour."""
     kind = verdict.replace(" ", "-") if verdict in VERDICTS else "other"
     return f'<span class="badge {kind}">{text(verdict)}</span>'
 
