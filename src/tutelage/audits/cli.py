@@ -45,6 +45,25 @@ def rewards(
 
 
 @app.command()
+def teacher(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="Distances on held-out prompts: step, prompt_id, proxy, golden (JSONL).")],
+    twin: Annotated[Path | None, typer.Option("--twin", metavar="FRESH", help="The log of a run on fresh answers.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The fixed answers that were trained on (JSONL), for their diversity.")
+    ] = None,
+    repeats: Annotated[float, typer.Option("--repeats", help="Answers per distinct prompt from which data count as narrow.")] = 2.0,
+    level: Level = 0.05,
+    threshold: Threshold = "low",
+    as_json: Json = False,
+    page: Page = None,
+) -> None:
+    """Does a distilled student come closer to its teacher while it moves away from the truth?"""
+    check_options(threshold, page)
+    verdict = run("teacher", log, twin=twin, level=level, data=data, repeats=repeats)
+    conclude(verdict, threshold=threshold, as_json=as_json, page=page)
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="TRL's completions (a table or their folder), or verl's rollout dump.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="LOG", help="The rollout log: .jsonl, or .parquet (a folder of parts).")],
