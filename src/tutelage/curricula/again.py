@@ -127,6 +127,10 @@ class Again(ALPGMM):
         """Test tasks for each task taught."""
         return (tests if test_points is None else len(test_points)) / test_every
 
+    @property
+    def asks(self) -> frozenset[str]:
+        return frozenset({"tests"})
+
     def wants(self) -> Wants | None:
         """The test tasks, one attempt each, whenever `test_every` more episodes have come back."""
         due = self.episodes >= self.config["test_every"] * (len(self.kc_ET) + 1)

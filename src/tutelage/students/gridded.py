@@ -93,6 +93,10 @@ class GriddedStudent:
             reward_N[row] = min(self.competence_C[cell] / self.most, 1.0)
         return reward_N
 
+    def score(self, points_ND: Float) -> Float:
+        """The returns of points as they stand, without learning; shape (N,)."""
+        return np.minimum(self.competence_C[self.cell_of(points_ND)] / self.most, 1.0)
+
     def reset(self) -> None:
         """Forget everything."""
         self.competence_C[:] = 0
