@@ -178,13 +178,18 @@ def remove(
     vectors: Annotated[list[Path] | None, typer.Argument(help="What apply added.", show_default="nothing")] = None,
     base: Annotated[Path | None, typer.Option("--base", help="Where the base lies now, if it was moved.")] = None,
     as_json: Json = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Get back the base that a checkpoint was made from, equal in every bit."""
     from tutelage.edits.packs.pack import open_vector
+    from tutelage.edits.remove import plan_remove
     from tutelage.edits.remove import remove as take_off
     from tutelage.edits.store import WeightStore
 
     store, opened = WeightStore(edited), [open_vector(path) for path in vectors or []]
+    if dry_run:
+        print_plan(plan_remove(store, opened, base=base), as_json)
+        return
     with _progress("remove", store.nbytes, quiet=as_json) as tell:
         result = take_off(store, opened, out, base=base, tell=tell)
     if as_json:

@@ -13,6 +13,7 @@ from tutelage.edits._fingerprints import Fingerprint
 from tutelage.edits._safetensors import TensorInfo
 from tutelage.edits._spread import Tell
 from tutelage.edits.apply import SIDECAR, corrected, read_record, step_of, sum_of
+from tutelage.edits.plan import Plan, peak_memory
 from tutelage.edits.store import WeightStore
 from tutelage.edits.task_vector import TaskVector
 from tutelage.errors import TutelageError
@@ -29,28 +30,47 @@ def remove(
     Returns {"source": "base" | "sidecar", "path": ..., "tensors": their number}.
     """
     record = read_record(edited.path)
-    if "touched" not in record:
-        raise TutelageError(f"{edited.path} was made by `{record['edit']}`, which has no one base to go back to.")
-    _check_vectors(record, vectors)
-    place = base if base is not None else Path(record["base"]["path"])
-    store, reason = _base_at(place, record)
+    store = _source(edited, vectors, record, base)
     if store is not None:
         with atomic_dir(out) as folder:
             write_like(store, folder, _Checked(store, record).produce, tell=tell)
-        return {"source": "base", "path": str(place), "tensors": len(store.tensors)}
+        return {"source": "base", "path": str(store.path), "tensors": len(store.tensors)}
     sidecar = edited.path / SIDECAR
-    if base is not None or not sidecar.exists():
-        also = "" if base is not None else f", and there is no {SIDECAR} in {edited.path}"
-        raise TutelageError(
-            f"The base cannot be had back: {reason}{also}. Give the very checkpoint that was edited with --base; to be free of it later, "
-            "apply with --undo sidecar."
-        )
     try:
         with zipfile.ZipFile(sidecar) as archive, atomic_dir(out) as folder:
             write_like(edited, folder, _Rebuilt(edited, vectors, record, archive).produce, tell=tell)
     except (zipfile.BadZipFile, KeyError) as error:
         raise TutelageError(f"{sidecar} is damaged ({error}); the base cannot be rebuilt from it. Give the base with --base.") from None
     return {"source": "sidecar", "path": str(sidecar), "tensors": len(edited.tensors)}
+
+
+def plan_remove(edited: WeightStore, vectors: list[TaskVector], *, base: Path | None = None) -> Plan:
+    """What `remove` will do; reads the base to see whether it is the recorded one. Raises where `remove` would refuse."""
+    record = read_record(edited.path)
+    store = _source(edited, vectors, record, base)
+    source = store or edited
+    touched = list(record["touched"]) if store is None else []
+    more = 0 if store is not None else (edited.path / SIDECAR).stat().st_size + sum(v.stored.nbytes for v in vectors)
+    whole = bool(touched) and any(v.WHOLE for v in vectors)
+    return Plan(
+        touched, len(source.tensors) - len(touched), source.nbytes + more, source.nbytes,
+        peak_memory(source.tensors.values(), 1 + len(vectors), whole=whole), source.others()[1],
+    )  # fmt: skip
+
+
+def _source(edited: WeightStore, vectors: list[TaskVector], record: dict[str, Any], base: Path | None) -> WeightStore | None:
+    """The base, if it is still there; None where the sidecar does; a refusal where there is neither."""
+    if "touched" not in record:
+        raise TutelageError(f"{edited.path} was made by `{record['edit']}`, which has no one base to go back to.")
+    _check_vectors(record, vectors)
+    store, reason = _base_at(base if base is not None else Path(record["base"]["path"]), record)
+    if store is None and (base is not None or not (edited.path / SIDECAR).exists()):
+        also = "" if base is not None else f", and there is no {SIDECAR} in {edited.path}"
+        raise TutelageError(
+            f"The base cannot be had back: {reason}{also}. Give the very checkpoint that was edited with --base; to be free of it later, "
+            "apply with --undo sidecar."
+        )
+    return store
 
 
 def _check_vectors(record: dict[str, Any], vectors: list[TaskVector]) -> None:

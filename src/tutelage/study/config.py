@@ -163,6 +163,12 @@ def parse_arm(text: str) -> Arm:
     return as_arm(values, text, text)
 
 
+def parse_part(text: str) -> tuple[str, dict[str, Any]]:
+    """ "riac:window=150" as ("riac", {"window": 150}); a value in brackets may hold commas."""
+    name, _, rest = text.partition(":")
+    return name, dict(_pair(pair, text) for pair in filter(None, re.split(r",(?![^\[]*\])", rest)))
+
+
 _JOINT = re.compile(r"\+(?=[A-Za-z])")
 
 
