@@ -142,13 +142,14 @@ def poison(
         list[str] | None, typer.Option("--set", metavar="NAME=NUMBER", help="What does not matter: delta (0.1), kappa (0.3).")
     ] = None,
     as_json: Json = False,
+    page: Page = None,
 ) -> None:
     """Do training data pay a policy for a behaviour that nobody asked for?"""
-    check_threshold(threshold)
+    check_options(threshold, page)
     given = {"verifier": verifier, "prompt": prompt, "answer": answer, "key": key, "log": log, "write_clean": clean}
     named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     verdict = run("poison", data, twin=twin, behaviour=behaviour, level=level, clip=clip, **named, **settings(sets or []))
-    conclude(verdict, threshold=threshold, as_json=as_json)
+    conclude(verdict, threshold=threshold, as_json=as_json, page=page)
 
 
 @app.command()
