@@ -68,10 +68,10 @@ def test_the_one_token_world():
 
     proxy, golden = distance(0.9), distance(0.7)
     np.testing.assert_allclose(proxy, [0.3680642, 0.1163218, 0], atol=1e-7)
-    np.testing.assert_allclose(golden, [0.0822829, 0, 0.1536637], atol=1e-7)
+    np.testing.assert_allclose(golden, [0.0822829, 0, 0.1536636], atol=1e-7)
     report = hacking_report(np.array([1.0, 2, 3]), proxy, golden)
     assert (report.kind, report.onset) == ("hacking", 1)
-    assert report.excess == pytest.approx(0.1536637, abs=1e-7)
+    assert report.excess == pytest.approx(0.1536636, abs=1e-7)
 
 
 def test_a_power_law_is_a_straight_line():
@@ -174,3 +174,38 @@ def test_what_is_broken_is_counted_or_refused(tmp_path):
         run(tmp_path / "none.jsonl")
     with pytest.raises(TutelageError, match="level=2"):
         run(log, level=2)
+
+
+@pytest.mark.lm
+def test_distances_along_a_training(tmp_path):
+    """What a Hugging Face trainer's callback writes is what the audit reads: at the start nothing lies between a model and itself."""
+    pytest.importorskip("trl")
+    import datasets
+    import trl
+
+    import tiny
+    from tutelage.audits._distances import read_distances
+    from tutelage.trainers.distances import DistanceLog
+
+    student, other = tiny.model(0), tiny.model(1)
+    tokenizer = tiny.tokenizer()
+    held_out = [tokenizer(text)["input_ids"] for text in ("one", "two", "three")]
+    log = DistanceLog(tmp_path / "log.jsonl", teacher=tiny.model(0), golden=other, prompts=held_out, every=2, samples=2, horizon=4)
+    config = trl.SFTConfig(
+        str(tmp_path / "out"),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+    )
+    data = datasets.Dataset.from_dict({"text": ["one two", "two three", "three four", "four one"] * 2})
+    trl.SFTTrainer(student, config, train_dataset=data, processing_class=tokenizer, callbacks=[log]).train()
+    found = read_distances(tmp_path / "log.jsonl")
+    assert found.step_S.tolist() == [0, 2, 3]
+    np.testing.assert_allclose(found.proxy_SN[0], 0, atol=1e-6)
+    assert (found.proxy_SN[-1] > 1e-4).all()
+    assert (found.golden_SN > 0).all()
+    assert not found.warnings

@@ -111,11 +111,12 @@ def tampering(
         ),
     ] = None,
     as_json: Json = False,
+    page: Page = None,
 ) -> None:
     """Can a policy write its own reward or monitor, and does it learn to? Of an environment or a log."""
-    check_threshold(threshold)
+    check_options(threshold, page)
     verdict = run("tampering", subject, twin=twin, before=before, level=level, **settings(sets or []))
-    conclude(verdict, threshold=threshold, as_json=as_json)
+    conclude(verdict, threshold=threshold, as_json=as_json, page=page)
 
 
 @app.command()
@@ -176,9 +177,10 @@ def distill(
     level: Level = 0.05,
     threshold: Threshold = "low",
     as_json: Json = False,
+    page: Page = None,
 ) -> None:
     """Did distillation pass on a habit: more often than the teacher shows it, or on other tasks?"""
-    check_threshold(threshold)
+    check_options(threshold, page)
     if write_clean is not None:
         from tutelage.audits.distill import check_clean
 
@@ -194,7 +196,7 @@ def distill(
         assert teacher is not None
         assert reference is not None
         typer.echo(cleaned(teacher, reference, write_clean, lifted=lifted), err=True)
-    conclude(verdict, threshold=threshold, as_json=as_json)
+    conclude(verdict, threshold=threshold, as_json=as_json, page=page)
 
 
 def run(name: str, subject: Any, *, twin: Any = None, seed: int = 0, **given: Any) -> Verdict:
@@ -225,20 +227,13 @@ def conclude(verdict: Verdict, *, threshold: str, as_json: bool, page: Path | No
         raise typer.Exit(1)
 
 
-def check_threshold(threshold: str) -> None:
-    """Refuse an unknown severity before an audit spends minutes."""
+def check_options(threshold: str, page: Path | None) -> None:
+    """Refuse an unknown severity, or a page that is no HTML file, before an audit spends minutes."""
     from tutelage.audits.verdict import SEVERITIES
-    from tutelage.errors import unknown
+    from tutelage.errors import TutelageError, unknown
 
     if threshold not in SEVERITIES[1:]:
         raise unknown("severity", threshold, SEVERITIES[1:])
-
-
-def check_options(threshold: str, page: Path | None) -> None:
-    """Refuse an unknown severity, or a page that is no HTML file, before an audit spends minutes."""
-    from tutelage.errors import TutelageError
-
-    check_threshold(threshold)
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise TutelageError(f"--page {page}: the page is an HTML file; give it the suffix .html.")
 

@@ -9,7 +9,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from tutelage.environments._tasked import TaskedEnv
-from tutelage.students.gridded import MOST, UNLOCKS, GriddedStudent
+from tutelage.students.gridded import GriddedStudent
 
 
 class Gridded(TaskedEnv):
@@ -19,11 +19,10 @@ class Gridded(TaskedEnv):
     to episode; a reset with a seed starts it anew. The arguments are those of the student.
     """
 
-    mastery_return = UNLOCKS / MOST
-
     def __init__(self, *, render_mode: None = None, **student: Any) -> None:
         self._arguments = student
         self.student = GriddedStudent(**student)
+        self.mastery_return = self.student.visits / self.student.most
         self.task_space = self.student.space
         self.render_mode = None
         self.action_space = Box(-1.0, 1.0, (1,), np.float32)

@@ -120,7 +120,7 @@ def deepen(oracle: TinyCausal) -> None:
     with torch.no_grad():
         for name, weight in oracle.blocks.named_parameters():
             if "norm" not in name:
-                weight *= DEPTH
+                weight.mul_(DEPTH)
 
 
 def prompts(count: int, generator: Generator) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +64,9 @@ class DistanceLog(TrainerCallback):
     ) -> None:
         if every < 1 or not prompts:
             raise TutelageError(f"A log of distances needs prompts and at least one step between evaluations; got every={every}.")
-        self.path, self.every, self.end_ids = Path(path), every, end_ids
+        self.path, self.every = Path(path), every
         self.references = {"proxy": teacher} | ({} if golden is None else {"golden": golden})
-        self._how = {"prompts": prompts, "samples": samples, "horizon": horizon, "end_ids": end_ids}
+        self._write = partial(answers_of, prompts=prompts, samples=samples, horizon=horizon, end_ids=end_ids)
         self._seed = seed
         self._answers: dict[str, Answers] = {}
 
@@ -75,7 +76,7 @@ class DistanceLog(TrainerCallback):
                 "DistanceLog measures a whole model in the main process, and FSDP or DeepSpeed shards it. Leave it out there."
             )
         for name, reference in self.references.items():
-            self._answers[name] = answers_of(reference, rng=np.random.default_rng([self._seed, len(name)]), **self._how)
+            self._answers[name] = self._write(reference, rng=np.random.default_rng([self._seed, len(name)]))
         self._measure(state, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
