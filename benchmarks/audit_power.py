@@ -140,7 +140,7 @@ def measured(faults: list[str], logs: int, clean: int, out: Path | None, seconds
     done: dict[str, Any] = {"of": record, "false_positives": None, "power": {}}
     if partial is not None and partial.exists():
         before = json.loads(partial.read_text(encoding="utf-8"))
-        done = before if before["of"] == record else done
+        done = before if before["of"] | {"command": command} == record else done
     for fault in ["clean", *faults]:
         if fault in done["power"] or (fault == "clean" and done["false_positives"]):
             continue
