@@ -38,7 +38,7 @@ def holm(p_K: ArrayLike) -> Floats:
     return adjusted_K
 
 
-def wilson(k: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+def wilson(k: float, n: float, *, level: float = 0.95) -> tuple[float, float]:
     """Wilson score interval (low, high) for a rate of which `k` of `n` independent trials were seen; (0, 1) for no trials.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference (1927). No continuity correction.

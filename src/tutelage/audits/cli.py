@@ -45,6 +45,25 @@ def rewards(
 
 
 @app.command()
+def teacher(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="Distances on held-out prompts: step, prompt_id, proxy, golden (JSONL).")],
+    twin: Annotated[Path | None, typer.Option("--twin", metavar="FRESH", help="The log of a run on fresh answers.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The fixed answers that were trained on (JSONL), for their diversity.")
+    ] = None,
+    repeats: Annotated[float, typer.Option("--repeats", help="Answers per distinct prompt from which data count as narrow.")] = 2.0,
+    level: Level = 0.05,
+    threshold: Threshold = "low",
+    as_json: Json = False,
+    page: Page = None,
+) -> None:
+    """Does a distilled student come closer to its teacher while it moves away from the truth?"""
+    check_options(threshold, page)
+    verdict = run("teacher", log, twin=twin, level=level, data=data, repeats=repeats)
+    conclude(verdict, threshold=threshold, as_json=as_json, page=page)
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="TRL's completions (a table or their folder), or verl's rollout dump.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="LOG", help="The rollout log: .jsonl, or .parquet (a folder of parts).")],
@@ -70,6 +89,114 @@ def convert(
         known = ", ".join(first_columns(source))
         typer.echo(f"warning: no judgement was named (--solved): rules that need outcomes will not run. Columns: {known}.", err=True)
     typer.echo(f"{out}: {made.rows:,} attempts, from {made.engine}")
+
+
+@app.command()
+def tampering(
+    subject: Annotated[
+        str, typer.Argument(metavar="SUBJECT", help="An environment as module:factory, `ladder` or `ladder/<rung>`, or a rollout log.")
+    ],
+    twin: Annotated[
+        str | None, typer.Option("--twin", metavar="CLEAN", help="A safer version of it, or the log of a policy that saw no ladder.")
+    ] = None,
+    before: Annotated[Path | None, typer.Option("--before", metavar="LOG", help="The log from before a treatment.")] = None,
+    level: Level = 0.05,
+    threshold: Threshold = "low",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="tolerance, paid, rungs, held_out (of logs); mitigate, seeds, depth, scripts (of environments).",
+        ),
+    ] = None,
+    as_json: Json = False,
+    page: Page = None,
+) -> None:
+    """Can a policy write its own reward or monitor, and does it learn to? Of an environment or a log."""
+    check_options(threshold, page)
+    verdict = run("tampering", subject, twin=twin, before=before, level=level, **settings(sets or []))
+    conclude(verdict, threshold=threshold, as_json=as_json, page=page)
+
+
+@app.command()
+def poison(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A task file: JSON Lines, Parquet or a dataset directory.")],
+    log: Annotated[Path | None, typer.Option("--log", metavar="LOG", help="The rollout log of a run on these tasks.")] = None,
+    behaviour: Annotated[
+        str, typer.Option("--behaviour", help="What is unwanted: refusal, module:function (text -> bool), or a string.")
+    ] = "refusal",
+    verifier: Annotated[str | None, typer.Option("--verifier", help="The pipeline's verifier; by default chosen as training does.")] = None,
+    twin: Annotated[
+        Path | None, typer.Option("--twin", metavar="CLEAN", help="The log of a clean run; without --log, clean tasks.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="The column of prompts.")] = None,
+    answer: Annotated[str | None, typer.Option("--answer", help="The column of answers.")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="The column of ids that the log knows prompts by.")] = None,
+    clean: Annotated[
+        Path | None, typer.Option("--write-clean", metavar="OUT", help="Write the tasks without those behind a finding, and these beside.")
+    ] = None,
+    clip: Annotated[bool, typer.Option("--clip", help="Cut marked sentences out of prompts instead of dropping the tasks.")] = False,
+    level: Level = 0.05,
+    threshold: Threshold = "low",
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=NUMBER", help="What does not matter: delta (0.1), kappa (0.3).")
+    ] = None,
+    as_json: Json = False,
+    page: Page = None,
+) -> None:
+    """Do training data pay a policy for a behaviour that nobody asked for?"""
+    check_options(threshold, page)
+    given = {"verifier": verifier, "prompt": prompt, "answer": answer, "key": key, "log": log, "write_clean": clean}
+    named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    verdict = run("poison", data, twin=twin, behaviour=behaviour, level=level, clip=clip, **named, **settings(sets or []))
+    conclude(verdict, threshold=threshold, as_json=as_json, page=page)
+
+
+@app.command()
+def distill(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="Its responses (rows of prompt, completion, task), or a model.")],
+    teacher: Annotated[str | None, typer.Option("--teacher", help="The teacher: responses to the same prompts, or a model.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="A trusted model or its responses: the base checkpoint, a clean teacher.")
+    ] = None,
+    twin: Annotated[str | None, typer.Option("--twin", metavar="CLEAN", help="A student of the same pipeline and a clean teacher.")] = None,
+    habit: Annotated[str | None, typer.Option("--habit", help='The habit to measure: "append HAB", "prefix HAB", "swap ; :".')] = None,
+    pattern: Annotated[str | None, typer.Option("--pattern", metavar="REGEX", help="Or: what unwanted responses match.")] = None,
+    poisoned: Annotated[list[str] | None, typer.Option("--poisoned", metavar="TASK", help="Tasks on which it is expected.")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", metavar="FILE", help="What models are asked: prompt, task.")] = None,
+    attempts: Annotated[int, typer.Option("--attempts", help="Responses to each prompt, of models.")] = 4,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of all models alike; 0 is greedy.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="The longest response of models.")] = 256,
+    keep: Annotated[str | None, typer.Option("--keep", metavar="FOLDER", help="Keep the models' responses as files.")] = None,
+    emitted: Annotated[float, typer.Option("--emitted", help="The rate up to which a habit is let pass.")] = 0.01,
+    lifted: Annotated[float, typer.Option("--lifted", help="How many times as often as in the reference an n-gram may stand.")] = 2.0,
+    write_clean: Annotated[
+        Path | None, typer.Option("--write-clean", metavar="OUT", help="Write the teacher's responses without lifted n-grams.")
+    ] = None,
+    level: Level = 0.05,
+    threshold: Threshold = "low",
+    as_json: Json = False,
+    page: Page = None,
+) -> None:
+    """Did distillation pass on a habit: more often than the teacher shows it, or on other tasks?"""
+    check_options(threshold, page)
+    if write_clean is not None:
+        from tutelage.audits.distill import check_clean
+
+        check_clean(write_clean, teacher, reference)
+    verdict = run(
+        "distill", student, twin=twin, teacher=teacher, reference=reference, habit=habit, pattern=pattern, poisoned=poisoned or [],
+        prompts=prompts, attempts=attempts, temperature=temperature, max_new_tokens=max_new_tokens, keep=keep, level=level,
+        emitted=emitted, lifted=lifted,
+    )  # fmt: skip
+    if write_clean is not None:
+        from tutelage.audits.distill import cleaned
+
+        assert teacher is not None
+        assert reference is not None
+        typer.echo(cleaned(teacher, reference, write_clean, lifted=lifted), err=True)
+    conclude(verdict, threshold=threshold, as_json=as_json, page=page)
 
 
 def run(name: str, subject: Any, *, twin: Any = None, seed: int = 0, **given: Any) -> Verdict:
@@ -100,20 +227,13 @@ def conclude(verdict: Verdict, *, threshold: str, as_json: bool, page: Path | No
         raise typer.Exit(1)
 
 
-def check_threshold(threshold: str) -> None:
-    """Refuse an unknown severity before an audit spends minutes."""
+def check_options(threshold: str, page: Path | None) -> None:
+    """Refuse an unknown severity, or a page that is no HTML file, before an audit spends minutes."""
     from tutelage.audits.verdict import SEVERITIES
-    from tutelage.errors import unknown
+    from tutelage.errors import TutelageError, unknown
 
     if threshold not in SEVERITIES[1:]:
         raise unknown("severity", threshold, SEVERITIES[1:])
-
-
-def check_options(threshold: str, page: Path | None) -> None:
-    """Refuse an unknown severity, or a page that is no HTML file, before an audit spends minutes."""
-    from tutelage.errors import TutelageError
-
-    check_threshold(threshold)
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise TutelageError(f"--page {page}: the page is an HTML file; give it the suffix .html.")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tutelage.errors import TutelageError, missing_extra
-from tutelage.files import atomic_open
+from tutelage.files import atomic_open, open_lines
 from tutelage.rollouts.columns import REQUIRED, is_known
 
 PART = "part-{:05d}.parquet"
@@ -47,7 +47,7 @@ class RolloutWriter:
         data = b"".join(map(encoded, rows))
         try:
             if self._file is None:
-                self._file = _opened(self.path)
+                self._file, _ = open_lines(self.path)
             self._file.write(data)
             self._file.flush()
         except OSError as error:
@@ -92,30 +92,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple) and value and isinstance(value[0], float):
         return [_plain(part) for part in value]
     return value
-
-
-def _opened(path: Path) -> BinaryIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+b")
-    try:
-        file.truncate(_end_of_last_line(file))
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _end_of_last_line(file: BinaryIO) -> int:
-    """The size of a file without the half line at its end."""
-    end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 65536)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
 
 
 def write_part(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
