@@ -241,7 +241,7 @@ def test_verdicts_are_paired_and_corrected_over_all_profiles() -> None:
     low, high = best["profiles"]["base"]["interval"]
     assert low < 0.3 + seeds.mean() < high
     result = {**found, "seeds": list(range(8)), "profiles": {"base": "", "rugged": ""}, "baseline": "random@none"}
-    said = "Over 8 seeds, more is mastered than with random tasks by riac in 1 of 2 profiles. Less is mastered by riac in 1."
+    said = "Over 8 seeds, 1 teacher beats random tasks in some profiles; 1 teaches worse in some."
     assert headline(result) == said
 
 

@@ -40,7 +40,10 @@ def test_diff_apply_remove_verify(home):
     assert "tensors calculated  1\n  model.norm.weight\ntensors copied      4" in plan
     assert not (home / "out").exists()
     assert "undo.zip" in ok("apply", "base", "v.safetensors", "-o", "out", "--undo", "sidecar", cwd=home)
+    assert ok("remove", "out", "v.safetensors", "-o", "back", "--dry-run", "--json", cwd=home)["touched"] == []  # a copy of the base
     (home / "base").rename(home / "gone")
+    assert len(ok("remove", "out", "v.safetensors", "-o", "back", "--dry-run", "--json", cwd=home)["touched"]) == 4
+    assert not (home / "back").exists()
     assert "equal to the base in every bit (from the sidecar" in ok("remove", "out", "v.safetensors", "-o", "back", cwd=home)
     assert {n: a.tobytes() for n, a in load(home / "back").items()} == {n: a.tobytes() for n, a in load(home / "gone").items()}
     assert ok("verify", "out", "--json", cwd=home)["recorded"] is True

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("safetensors")
 from checkpoints import llama, load, random, save
+from tutelage.edits._copy import write_like
 from tutelage.edits._dtypes import decode, encode
-from tutelage.edits.store import WeightStore, write_like
+from tutelage.edits.store import WeightStore
 from tutelage.edits.verify import verify
 from tutelage.errors import TutelageError
 
@@ -55,7 +56,7 @@ def test_shards_of_transformers_round_trip(tmp_path):
         np.testing.assert_array_equal(np.concatenate(list(store.numbers(name, 33))), tensor.float().numpy().reshape(-1))
     out = tmp_path / "out"
     out.mkdir()
-    write_like(store, out, lambda info: [encode(x, "F32") for x in store.numbers(info.name)], dtype="F32")
+    write_like(store, out, lambda info: (encode(x, "F32") for x in store.numbers(info.name)), dtype="F32")
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.dtype == torch.float32
     assert all(torch.equal(model.state_dict()[n], t.float()) for n, t in truth.items())

@@ -247,13 +247,32 @@ def test_an_overflow_is_refused(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "60000", "v.safetensors"]
 
 
+def test_worker_processes_write_the_same_bytes(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("tutelage.edits._spread.BATCH", 64)
+    for workers in (1, 2):
+        changes = diff(*pair, tmp_path / f"v{workers}.safetensors", workers=workers)
+        assert sum(change.changed for change in changes) == 2
+        apply(pair[0], [TaskVector(tmp_path / f"v{workers}.safetensors")], tmp_path / f"out{workers}", workers=workers)
+    assert (tmp_path / "v1.safetensors").read_bytes() == (tmp_path / "v2.safetensors").read_bytes()
+    assert bits(tmp_path / "out1") == bits(tmp_path / "out2") == bits(pair[1].path)
+    assert read_record(tmp_path / "out1")["tensors"] == read_record(tmp_path / "out2")["tensors"]
+
+
+def test_a_worker_says_what_is_wrong(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("tutelage.edits._spread.BATCH", 64)
+    vector = make(pair, tmp_path)
+    with pytest.raises(TutelageError, match="made from another base"):
+        apply(pair[1], [vector], tmp_path / "out", workers=2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_full_disk_leaves_nothing(pair, tmp_path, monkeypatch):
     vector = make(pair, tmp_path)
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tutelage.edits.store.write_header", full)
+    monkeypatch.setattr("tutelage.edits._copy.write_header", full)
     with pytest.raises(TutelageError, match="No space left"):
         apply(pair[0], [vector], tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "tuned", "v.safetensors"]

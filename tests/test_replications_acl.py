@@ -10,6 +10,7 @@ import pytest
 
 from tutelage.registry import replications
 from tutelage.replications.teachmyagent import CHALLENGES, SMOKE
+from tutelage.students.adding import BLANK, LENGTHS, AddingStudent, sums
 from tutelage.study.acl.toys import PROFILES
 from tutelage.study.replicate import Replication
 from tutelage.study.stats import seeds_needed
@@ -52,41 +53,54 @@ def test_a_neural_teacher_meets_every_profile() -> None:
     assert set(PLANS["teachmyagent"].arms["goal-gan"].run(100, True)["score"]) == {"mastered", *PROFILES}
 
 
-@pytest.mark.lm
 class TestSums:
     def test_answers_are_sums_and_carries_are_as_asked(self) -> None:
-        from tutelage.students.adding import BLANK, LENGTHS, sums
-
         rng = np.random.default_rng(0)
         for length, carries in ((1, 0.0), (4, 1.0), (3, 0.5)):
             feature_NF, answer_NT = sums(length, carries, 400, rng)
-            digit_NP2 = feature_NF.reshape(400, LENGTHS, 2, BLANK + 1).argmax(3).numpy()
+            digit_NP2 = feature_NF.reshape(400, LENGTHS, 2, BLANK + 1).argmax(3)
             assert (digit_NP2[:, length:] == BLANK).all()
             power_P = 10 ** np.arange(length)
             total_N = (digit_NP2[:, :length] * power_P[:, None]).sum(axis=(1, 2))
-            said_N = (answer_NT[:, : length + 1].numpy() * 10 ** np.arange(length + 1)).sum(axis=1)
+            said_N = (answer_NT[:, : length + 1] * 10 ** np.arange(length + 1)).sum(axis=1)
             np.testing.assert_array_equal(total_N, said_N)
             assert (answer_NT[:, length + 1 :] == BLANK).all()
             assert (digit_NP2[:, :length].sum(axis=2) >= 10).mean() == pytest.approx(carries, abs=0.05)
 
     def test_the_longest_sums_have_random_answers(self) -> None:
-        from tutelage.students.adding import LENGTHS, sums
-
         _, answer_NT = sums(LENGTHS, 0.0, 2000, np.random.default_rng(0))
-        share_K = np.bincount(answer_NT[:, 0].numpy(), minlength=10) / 2000
+        share_K = np.bincount(answer_NT[:, 0], minlength=10) / 2000
         assert share_K.min() > 0.07
 
     def test_the_student_learns_short_sums(self) -> None:
-        from tutelage.students.adding import AddingStudent
-
         student, rng = AddingStudent(seed=3), np.random.default_rng(0)
         twin = AddingStudent(seed=3)
         before = student.accuracy
-        points_ND = np.column_stack([np.full(400, 0.05), rng.random(400)])
+        points_ND = np.column_stack([np.full(1000, 0.05), rng.random(1000)])
         returns_N = student.attempt(points_ND)
-        assert returns_N[-50:].mean() > returns_N[:50].mean() + 0.08
+        assert returns_N[-50:].mean() > returns_N[:50].mean() + 0.15
         assert student.accuracy > before + 0.02
         np.testing.assert_array_equal(twin.attempt(points_ND[:5]), returns_N[:5])
+
+    def test_gradients_agree_with_finite_differences(self) -> None:
+        student, rng = AddingStudent(seed=1, hidden=5), np.random.default_rng(0)
+        student.weights = [weight.astype(np.float64) for weight in student.weights]  # type: ignore[misc]
+        feature_NF, answer_NT = sums(3, 0.5, 6, rng)
+
+        def loss() -> float:
+            logit_NTK = student._forward(feature_NF)[1]
+            log_NTK = logit_NTK - np.log(np.exp(logit_NTK).sum(axis=2, keepdims=True))
+            return float(-np.take_along_axis(log_NTK, answer_NT[:, :, None], axis=2).mean())
+
+        gradients = student._gradients(feature_NF, *student._forward(feature_NF), answer_NT)
+        for weight, gradient in zip(student.weights, gradients, strict=True):
+            place = np.unravel_index(np.abs(gradient).argmax(), weight.shape)
+            old, sides = weight[place], []
+            for step in (1e-5, -1e-5):
+                weight[place] = old + step
+                sides.append(loss())
+            weight[place] = old
+            assert gradient[place] == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-4)
 
     def test_an_arm_on_sums(self) -> None:
         cell = PLANS["alp-gmm"].arms["alp-gmm_sums"].run(100, True)

@@ -38,7 +38,7 @@ def encode(numbers: Array, dtype: str) -> Array:
     """Numbers to stored bits, rounded to nearest, ties to even. A finite number beyond the format's range becomes infinite."""
     if dtype != "BF16":
         with np.errstate(over="ignore"):
-            return numbers.astype(storage(dtype))
+            return numbers.astype(storage(dtype), copy=False)
     bits = np.ascontiguousarray(numbers, dtype=np.float32).view(np.uint32)
     odd = bits >> 16
     odd &= 1
@@ -46,17 +46,21 @@ def encode(numbers: Array, dtype: str) -> Array:
     odd += bits
     odd >>= 16
     rounded = odd.astype(np.uint16)
-    if np.isnan(np.max(numbers, initial=-np.inf)):  # rounding up the payload of a NaN may make it an infinity
-        rounded[np.isnan(numbers)] = 0x7FC0
+    if np.isnan(np.max(numbers, initial=0.0)):
+        rounded[np.isnan(numbers)] = 0x7FC0  # rounding up the payload of a NaN may make it anything
     return rounded
+
+
+def finite_bits(stored: Array, dtype: str) -> bool:
+    """Whether the stored bits of a floating-point format are of finite numbers only."""
+    bits = stored.view(f"<u{stored.dtype.itemsize}")
+    without_sign = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    return bool((bits & without_sign).max(initial=0) < bits.dtype.type(_INFINITY[dtype]))
 
 
 def require_finite_bits(stored: Array, dtype: str, name: str, where: object) -> None:
     """As `require_finite`, for the stored bits of a floating-point format, which need not be decoded."""
-    bits = stored.view(f"<u{stored.dtype.itemsize}")
-    infinity = bits.dtype.type(_INFINITY[dtype])
-    without_sign = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
-    if (bits & without_sign).max(initial=0) >= infinity:
+    if not finite_bits(stored, dtype):
         require_finite(decode(stored, dtype), name, where)
 
 

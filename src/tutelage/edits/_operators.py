@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def elementwise(function: F) -> F:
-    """Mark a merge whose every element depends on that element alone: it is given a tensor in chunks."""
+    """Mark a merge whose every element comes of that element alone, by arithmetic that carries NaN on: it is given a tensor in chunks."""
     function.elementwise = True  # type: ignore[attr-defined]
     return function
 

@@ -18,7 +18,10 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 OutDir = Annotated[Path, typer.Option("-o", "--out", help="A directory that does not exist yet.")]
-Vectors = Annotated[list[Path], typer.Argument(help="Task vectors, as written by diff, or packs, as written by pack.")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", help="Worker processes, for checkpoints of gigabytes.", show_default="one per core, at most 4")
+]
+Vectors = Annotated[list[Path], typer.Argument(help="Task vectors, packs, or PEFT adapters.")]
 
 
 @app.command()
@@ -27,6 +30,7 @@ def diff(
     tuned: Annotated[Path, typer.Argument(help="The checkpoint after, or a pack made from the base.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the task vector to this .safetensors file.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Number format of the vector: float32, bfloat16, float16, float64.")] = "float32",
+    jobs: Jobs = None,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -51,8 +55,8 @@ def diff(
         plan = Plan([i.name for i in floats], 0, before.nbytes + after.nbytes, most, peak_memory(floats, 2, whole=False), skipped)
         print_plan(plan, as_json)
         return
-    with _progress("diff", sum(before.tensors[n].nbytes + after.tensors[n].nbytes for n in before.names), quiet=as_json) as tell:
-        changes = compare(before, after, out, dtype=dtype, tell=tell)
+    with _progress("diff", sum(before.tensors[n].nbytes for n in before.names), quiet=as_json) as tell:
+        changes = compare(before, after, out, dtype=dtype, workers=_workers(jobs), tell=tell)
     changed = [c for c in changes if c.changed]
     if as_json:
         print_json({"base": str(base), "tuned": str(tuned), "vector": str(out) if out else None, "tensors": [c.as_dict() for c in changes]})
@@ -68,6 +72,7 @@ def merge(
     recipe: Annotated[Path, typer.Argument(help="YAML as mergekit's: linear, task_arithmetic, ties, dare_linear, dare_ties.")],
     out: OutDir,
     seed: Annotated[int, typer.Option("--seed", help="Seed of dare's masks.")] = 0,
+    jobs: Jobs = None,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -80,8 +85,8 @@ def merge(
     if dry_run:
         print_plan(plan, as_json)
         return
-    with _progress("merge", plan.bytes_in, quiet=as_json) as tell:
-        record = job.run(out, tell=tell)
+    with _progress("merge", plan.bytes_out, quiet=as_json) as tell:
+        record = job.run(out, workers=_workers(jobs), tell=tell)
     _done(out, record, as_json)
 
 
@@ -144,10 +149,11 @@ def apply(
     scale: Annotated[float, typer.Option("--scale", help="Multiplies the sum of the vectors; negative takes a task away.")] = 1.0,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="PATTERN", help="Only tensors like this: '*.mlp.*'.")] = None,
     undo: Annotated[str, typer.Option("--undo", help="base: needs the base again; sidecar: also writes what rebuilds it.")] = "base",
+    jobs: Jobs = None,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Add task vectors or packs to their base; `remove` takes them off again, to the bit."""
+    """Add task vectors, packs or PEFT adapters to their base; `remove` takes them off again, to the bit."""
     from tutelage.edits.apply import SIDECAR, plan_apply
     from tutelage.edits.apply import apply as add
     from tutelage.edits.packs.pack import open_vector
@@ -159,7 +165,7 @@ def apply(
         print_plan(plan, as_json)
         return
     with _progress("apply", store.nbytes, quiet=as_json) as tell:
-        record = add(store, opened, out, scale=scale, only=only, undo=undo, tell=tell)
+        record = add(store, opened, out, scale=scale, only=only, undo=undo, workers=_workers(jobs), tell=tell)
     if undo == "sidecar":
         record["sidecar_bytes"] = (out / SIDECAR).stat().st_size
     _done(out, record, as_json)
@@ -172,13 +178,18 @@ def remove(
     vectors: Annotated[list[Path] | None, typer.Argument(help="What apply added.", show_default="nothing")] = None,
     base: Annotated[Path | None, typer.Option("--base", help="Where the base lies now, if it was moved.")] = None,
     as_json: Json = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Get back the base that a checkpoint was made from, equal in every bit."""
     from tutelage.edits.packs.pack import open_vector
+    from tutelage.edits.remove import plan_remove
     from tutelage.edits.remove import remove as take_off
     from tutelage.edits.store import WeightStore
 
     store, opened = WeightStore(edited), [open_vector(path) for path in vectors or []]
+    if dry_run:
+        print_plan(plan_remove(store, opened, base=base), as_json)
+        return
     with _progress("remove", store.nbytes, quiet=as_json) as tell:
         result = take_off(store, opened, out, base=base, tell=tell)
     if as_json:
@@ -212,6 +223,15 @@ def verify(path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoin
         typer.echo(f"{path}: {state}{recorded} ({result['tensors']} tensors, {_size(result['bytes'])})")
     if result["problems"]:
         raise typer.Exit(2)
+
+
+def _workers(jobs: int | None) -> int:
+    from tutelage.errors import TutelageError
+    from tutelage.machine import default_jobs
+
+    if jobs is not None and jobs < 1:
+        raise TutelageError(f"--jobs {jobs}: expected at least one worker process.")
+    return default_jobs() if jobs is None else jobs
 
 
 @contextmanager

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.edits._copy import Chunks, write_like
 from tutelage.edits._dtypes import Array, decode, encode, require_finite
 from tutelage.edits._fingerprints import Fingerprint
 from tutelage.edits._safetensors import TensorInfo
+from tutelage.edits._spread import Tell
 from tutelage.edits.apply import RECORD, SIDECAR, VERSION, planes
-from tutelage.edits.store import CHUNK, WeightStore, require_editable, write_like
-from tutelage.edits.task_vector import Tell
+from tutelage.edits.store import CHUNK, WeightStore, require_editable
 from tutelage.errors import TutelageError, unknown
 from tutelage.files import atomic_dir
 
@@ -46,7 +47,7 @@ def rewrite(
         edit, details: what was done, for the record.
         undo: "base" relies on the base staying where it is, "sidecar" also writes what rebuilds it without.
         more: writes further files into the folder, such as a card, before it gets its name.
-        tell: called with the number of bytes written.
+        tell: called with the bytes written.
 
     Raises:
         TutelageError: a name that the base does not hold, values of another shape, NaN, or an output that exists.
@@ -58,16 +59,16 @@ def rewrite(
             raise unknown("tensor of the checkpoint", name, list(base.tensors))
         require_editable(base.tensors[name])
     with atomic_dir(out) as folder:
-        job = _Rewrite(base, new, tell or (lambda count: None))
+        job = _Rewrite(base, new)
         if undo == "sidecar":
             with zipfile.ZipFile(folder / SIDECAR, "x", zipfile.ZIP_DEFLATED, compresslevel=1) as job.sidecar:
-                write_like(base, folder, job.produce)
+                prints = write_like(base, folder, job.produce, tell=tell)
         else:
-            write_like(base, folder, job.produce)
+            prints = write_like(base, folder, job.produce, tell=tell)
         record = {
             "format": VERSION, "edit": edit, **(details or {}), "scale": 1.0, "undo": undo, "chunk": CHUNK,
-            "base": {"path": str(base.path.resolve()), "tensors": job.before},
-            "vectors": [], "touched": job.touched, "tensors": job.after, "changed": job.changed,
+            "base": {"path": str(base.path.resolve()), "tensors": {n: before for n, (before, _) in prints.items()}},
+            "vectors": [], "touched": job.touched, "tensors": {n: after for n, (_, after) in prints.items()}, "changed": job.changed,
         }  # fmt: skip
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if more is not None:
@@ -76,25 +77,22 @@ def rewrite(
 
 
 class _Rewrite:
-    """The chunks of OUT, with fingerprints of both sides and the number of changed elements taken on the way."""
+    """The chunks of OUT, the number of changed elements counted on the way; returned are a tensor's fingerprints before and after."""
 
     sidecar: zipfile.ZipFile | None = None
 
-    def __init__(self, base: WeightStore, new: New, tell: Tell) -> None:
-        self.base, self.new, self.tell = base, new, tell
+    def __init__(self, base: WeightStore, new: New) -> None:
+        self.base, self.new = base, new
         self.touched = [name for name in base.tensors if base.tied.get(name, name) in new]
-        self.before: dict[str, str] = {}
-        self.after: dict[str, str] = {}
         self.changed: dict[str, int] = {}
 
-    def produce(self, info: TensorInfo) -> Iterator[Array]:
+    def produce(self, info: TensorInfo) -> Chunks:
         before, after = Fingerprint(info), Fingerprint(info)
         for stored, result in self._edited(info) if info.name in self.touched else ((c, c) for c in self.base.chunks(info.name)):
             before.update(stored)
             after.update(result)
-            self.tell(result.nbytes)
             yield result
-        self.before[info.name], self.after[info.name] = before.hexdigest(), after.hexdigest()
+        return before.hexdigest(), after.hexdigest()
 
     def _edited(self, info: TensorInfo) -> Iterator[tuple[Array, Array]]:
         values = np.asarray(self.new[self.base.tied.get(info.name, info.name)]())

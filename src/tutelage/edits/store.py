@@ -1,35 +1,29 @@
-"""Checkpoints on disk, read and written chunk by chunk: a Hugging Face directory (one file, shards with an index, or a PEFT adapter) or a
-bare file.
-
-Nothing is ever unpickled, and no torch is needed. A copy is written file by file in the layout of its template, headers included, so that a
-checkpoint whose tensors are unchanged has files equal to the byte.
+"""Checkpoints on disk, read chunk by chunk: a Hugging Face directory (one file, shards with an index, or a PEFT adapter) or a
+bare file. Nothing is ever unpickled, and no torch is needed. `_copy` writes them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tutelage.edits._dtypes import FLOATS, NAMES, Array, decode, require_finite_bits, storage
+from tutelage.edits._dtypes import FLOATS, Array, decode, require_finite_bits, storage
 from tutelage.edits._fingerprints import Fingerprint
-from tutelage.edits._safetensors import Header, TensorInfo, build_header, read_header, write_header
+from tutelage.edits._safetensors import Header, TensorInfo, read_header
 from tutelage.errors import TutelageError
 
 CHUNK = 1 << 16  # elements read at a time: what fits a core's cache, with the temporaries of a calculation
 
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".index.json")
 _OWN = ("edit.json", "undo.zip")
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
-
-Produce = Callable[[TensorInfo], Iterable[Array]]
 
 
 class WeightStore:
@@ -75,10 +69,10 @@ class WeightStore:
         if len(found) == 1:
             return found
         if found:
-            raise TutelageError(f"{self.path} has {len(found)} .safetensors files and no {_INDEX}, which says what each holds.")
+            raise TutelageError(f"{self.path} has {len(found)} .safetensors files and no {INDEX}, which says what each holds.")
         pickled = any(next(self.folder.glob(f"*{end}"), None) for end in (".bin", ".pt", ".pth"))
         why = "only pickled weights, which are not read; load and save the model once with transformers" if pickled else "no weights"
-        raise TutelageError(f"{self.path} has {why}. Expected model.safetensors, or shards with {_INDEX}.")
+        raise TutelageError(f"{self.path} has {why}. Expected model.safetensors, or shards with {INDEX}.")
 
     def _adapter(self) -> Path:
         path = self.path / "adapter_model.safetensors"
@@ -89,7 +83,7 @@ class WeightStore:
         return path
 
     def _read_index(self) -> dict[str, str] | None:
-        path = self.path / _INDEX
+        path = self.path / INDEX
         if not path.exists():
             return None
         try:
@@ -104,10 +98,10 @@ class WeightStore:
     def _check_index(self) -> None:
         for name, file in (self.index or {}).items():
             if name not in self.tensors or self.tensors[name].file.name != file:
-                raise TutelageError(f"{self.path / _INDEX} places the tensor {name} in {file}, which does not hold it. Fetch both again.")
+                raise TutelageError(f"{self.path / INDEX} places the tensor {name} in {file}, which does not hold it. Fetch both again.")
         if self.index is not None and (extra := self.tensors.keys() - self.index.keys()):
             name = min(extra)
-            raise TutelageError(f"The tensor {name} of {self.tensors[name].file} is missing from {_INDEX}. Fetch both again.")
+            raise TutelageError(f"The tensor {name} of {self.tensors[name].file} is missing from {INDEX}. Fetch both again.")
 
     def _find_tied(self) -> dict[str, str]:
         config = self.config
@@ -186,7 +180,7 @@ class WeightStore:
         carried: list[Path] = []
         skipped: dict[str, str] = {}
         for path in sorted(self.folder.iterdir()) if self.folder is not None else []:
-            if path in self.headers or (path.name == _INDEX and self.index is not None) or path.name in _OWN:
+            if path in self.headers or (path.name == INDEX and self.index is not None) or path.name in _OWN:
                 continue
             if path.is_dir():
                 skipped[path.name + "/"] = "a folder"
@@ -227,63 +221,3 @@ def compare_shapes(base: WeightStore, other: WeightStore) -> None:
             words = name.endswith(_EMBEDDINGS + _HEADS)
             hint = " The vocabularies differ: resize one model's embeddings to the other's first." if words else ""
             raise TutelageError(f"The tensor {name} has the shape {a.shape} in {base.path} and {b.shape} in {other.path}.{hint}")
-
-
-def write_like(template: WeightStore, folder: Path, produce: Produce, *, dtype: str | None = None) -> None:
-    """Write a checkpoint into `folder` in the layout of `template`, each tensor from the chunks of bits that `produce` gives.
-
-    `dtype` (such as "BF16") converts the floating-point tensors; the configuration and the index follow. Other files are copied.
-    The caller wraps this in `files.atomic_dir`, so that nothing half-written ever bears the final name.
-    """
-    total = 0
-    for file, header in template.headers.items():
-        raw, infos = _converted(header, dtype)
-        with open(folder / file.name, "xb") as out:
-            write_header(out, raw)
-            for info in infos:
-                before = out.tell()
-                for part in produce(info):
-                    out.write(part.data.cast("B"))
-                if out.tell() - before != info.nbytes:
-                    raise RuntimeError(f"{info.name}: {out.tell() - before} bytes were made, not {info.nbytes}")
-                total += info.nbytes
-    for path in template.others()[0]:
-        shutil.copyfile(path, folder / path.name)
-    _write_index(template, folder, total)
-    if dtype is not None:
-        _write_config(template, folder, dtype)
-
-
-def _converted(header: Header, dtype: str | None) -> tuple[bytes, list[TensorInfo]]:
-    infos = list(header.tensors.values())
-    if dtype is None or all(info.dtype in (dtype,) or info.dtype not in FLOATS for info in infos):
-        return header.raw, infos
-    infos = [converted(info, dtype) for info in infos]
-    return build_header([(i.name, i.dtype, i.shape, i.nbytes) for i in infos], header.metadata), infos
-
-
-def converted(info: TensorInfo, dtype: str | None) -> TensorInfo:
-    """`info` as it is stored in `dtype`, for a floating-point tensor."""
-    if dtype is None or info.dtype not in FLOATS:
-        return info
-    return TensorInfo(info.name, dtype, info.shape, info.file, info.start, info.numel * storage(dtype).itemsize)
-
-
-def _write_index(template: WeightStore, folder: Path, total: int) -> None:
-    if template.index is None:
-        return
-    text = (template.path / _INDEX).read_text(encoding="utf-8")
-    table = json.loads(text)
-    if "total_size" in table.get("metadata", {}) and total != template.nbytes:
-        table["metadata"]["total_size"] = total
-        text = json.dumps(table, indent=2) + "\n"
-    (folder / _INDEX).write_text(text, encoding="utf-8")
-
-
-def _write_config(template: WeightStore, folder: Path, dtype: str) -> None:
-    config = template.config
-    word = next(name for name, code in NAMES.items() if code == dtype)
-    keys = [key for key in ("dtype", "torch_dtype") if key in config]
-    if keys and any(config[key] != word for key in keys):
-        config.update(dict.fromkeys(keys, word))
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -10,16 +10,19 @@ tuned one back, but for elements that grew by many orders of magnitude.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from tutelage.edits._dtypes import FLOATS, NAMES, Array, decode, encode, require_finite_bits, storage
+from tutelage.edits._copy import Chunks, Place, Writing, converted, lay_out, returned
+from tutelage.edits._dtypes import FLOATS, NAMES, Array, decode, encode, require_finite, require_finite_bits
 from tutelage.edits._fingerprints import DIGITS, Fingerprint, new_content
-from tutelage.edits._safetensors import build_header, write_header
+from tutelage.edits._safetensors import TensorInfo, build_header, write_header
+from tutelage.edits._spread import Tell, spread
 from tutelage.edits.store import WeightStore, compare_shapes, require_editable
 from tutelage.errors import TutelageError, unknown
 from tutelage.files import atomic_open
@@ -27,11 +30,10 @@ from tutelage.files import atomic_open
 FORMAT = "tutelage.task_vector"
 VERSION = 2  # 1: fingerprints of SHA-256
 
-Tell = Callable[[int], None]
-
 
 class TaskVector:
-    """A task vector on disk. `base` maps each tensor of the base to its fingerprint; `stored` is the store of the file's own tensors."""
+    """A task vector on disk. `base` maps each tensor of the base to its fingerprint (empty where it knows none); `stored` is the store of
+    the file's own tensors."""
 
     FORMAT, VERSION = FORMAT, VERSION
     KIND, MAKE = "a task vector", "tutelage edit diff BASE TUNED -o"
@@ -62,9 +64,13 @@ class TaskVector:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.stored.tensors[name].shape
 
+    def nbytes(self, name: str) -> int:
+        """Bytes that one tensor's difference takes on disk."""
+        return self.stored.tensors[name].nbytes
+
     def numbers(self, name: str, elements: int | None) -> Iterator[Array]:
-        """The difference of one tensor, flat, `elements` at a time."""
-        return self.stored.numbers(name, elements)
+        """The difference of one tensor, flat, `elements` at a time; not looked through for NaN."""
+        return (decode(part, self.stored.tensors[name].dtype) for part in self.stored.chunks(name, elements))
 
     def check_names(self, base: WeightStore) -> None:
         """Refuse, from the headers alone, a base that holds other tensors or shapes."""
@@ -106,120 +112,126 @@ class Change:
 
 
 def diff(
-    base: WeightStore, tuned: WeightStore, out: Path | None = None, *, dtype: str = "float32", tell: Tell | None = None
+    base: WeightStore, tuned: WeightStore, out: Path | None = None, *, dtype: str = "float32", workers: int = 1, tell: Tell | None = None
 ) -> list[Change]:
     """Compare two checkpoints tensor by tensor, and write the task vector to `out` (a .safetensors file), if one is given.
 
     Args:
         dtype: the format of the vector: float32, float64, float16 or bfloat16.
-        tell: called with the number of bytes read of both, as the work goes on.
+        workers: processes (see `_spread.spread`).
+        tell: called with the bytes of the base's tensors that are done.
 
     Raises `TutelageError` where the two hold other tensors or shapes, for NaN, and where tensors differ that cannot be subtracted.
     """
     compare_shapes(base, tuned)
     if dtype not in NAMES:
         raise unknown("number format", dtype, NAMES)
+    infos = [base.tensors[name] for name in base.names]
     if out is None:
-        return [_compare(base, tuned, name, None, tell) for name in base.names]
+        return [change for change, *_ in spread(_Diff(base, tuned), infos, workers=workers, tell=tell).values()]
     if out.suffix != ".safetensors":
         raise TutelageError(f"A task vector is one .safetensors file, not {out}. Name it {out.name}.safetensors.")
     if out.exists():
         raise TutelageError(f"{out} exists already and is not overwritten. Choose another name, or move it away.")
+    differ = spread(partial(_differs, base, tuned), infos, workers=workers)  # what is written must be known before where
+    kept = [converted(info, NAMES[dtype]) for info in infos if differ[info.name]]
     with atomic_open(out) as file:
-        writer = _Writer(file, base, NAMES[dtype])
-        changes = [_compare(base, tuned, name, writer, tell) for name in base.names]
-        writer.finish()
-    return changes
+        room = "0" * DIGITS
+        places = lay_out(Path(file.name), _header(base.path, kept, dict.fromkeys(base.names, room), room), kept)
+        found = spread(_Diff(base, tuned, NAMES[dtype], places), infos, workers=workers, tell=tell)
+        content = new_content()
+        for info in kept:
+            content.update(f"{info.name} {found[info.name][2]} ".encode())
+        prints = {name: before for name, (_, before, _) in found.items()}
+        write_header(file, _header(base.path, kept, prints, content.hexdigest()))
+    return [change for change, *_ in found.values()]
 
 
-def _compare(base: WeightStore, tuned: WeightStore, name: str, writer: _Writer | None, tell: Tell | None) -> Change:
-    """One tensor: statistics, and its difference through `writer`."""
-    change, squares = Change(name), 0.0
-    info, other = base.tensors[name], tuned.tensors[name]
-    begin = writer.begin(name) if writer else None
-    count = 0
-    for stored, pair in zip(base.chunks(name), tuned.chunks(name), strict=True):
-        if writer:
-            writer.base_digest.update(stored)
-        if info.dtype == other.dtype and np.array_equal(stored.view(np.uint8), pair.view(np.uint8)):
-            delta = None  # kept narrow: the zeros are written only if another chunk differs
-        else:
-            delta, size = subtract(base, tuned, name, stored, pair)
-            change.norm += float(np.vdot(delta, delta))
-            change.largest = max(change.largest, float(delta.max(initial=0)), -float(delta.min(initial=0)))
-            count += int(np.count_nonzero(delta != 0))  # many times faster than counting the numbers themselves
-            squares += size
-        if delta is None and info.dtype in FLOATS:
-            require_finite_bits(stored, info.dtype, name, info.file)
-            numbers = decode(stored, info.dtype)
-            squares += float(np.vdot(numbers, numbers))
-        if writer and info.dtype in FLOATS:
-            writer.add(np.zeros(len(stored), np.float32) if delta is None else delta, name)
-        if tell:
-            tell(stored.nbytes + pair.nbytes)
-    change.changed = count > 0
-    if writer:
-        writer.end(name, begin, keep=change.changed)
-    change.norm = float(np.sqrt(change.norm))
-    change.relative = change.norm / float(np.sqrt(squares)) if squares else (float("inf") if change.norm else 0.0)
-    change.share = count / max(info.numel, 1)
-    return change
+def _header(base: Path, kept: list[TensorInfo], prints: dict[str, str], content: str) -> bytes:
+    """The header, as long for one set of fingerprints as for another."""
+    metadata = {
+        "format": FORMAT, "version": str(VERSION), "base_path": str(base.resolve()), "base": json.dumps(prints), "content": content,
+    }  # fmt: skip
+    return build_header([(info.name, info.dtype, info.shape, info.nbytes) for info in kept], metadata)
 
 
-def subtract(base: WeightStore, tuned: WeightStore, name: str, stored: Array, pair: Array) -> tuple[Array, float]:
-    """The difference of two chunks of stored bits, checked to be finite, and the squared norm of the first."""
+def _differs(base: WeightStore, tuned: WeightStore, info: TensorInfo) -> bool:
+    """Whether any number of a tensor changed; reads no further than to the first."""
+    other = tuned.tensors[info.name]
+    for stored, pair in _pairs(base, tuned, info.name):
+        if (info.dtype != other.dtype or not _same(stored, pair)) and subtract(base, tuned, info.name, stored, pair)[0].any():
+            return True
+    return False
+
+
+def _pairs(base: WeightStore, tuned: WeightStore, name: str) -> Iterator[tuple[Array, Array]]:
+    return zip(base.chunks(name), tuned.chunks(name), strict=True)
+
+
+def _same(stored: Array, pair: Array) -> bool:
+    return np.array_equal(stored.view(np.uint8), pair.view(np.uint8))
+
+
+@dataclass(frozen=True)
+class _Diff:
+    """The work of comparing one tensor: returns its change, and the fingerprints of the base's tensor and of the difference as written."""
+
+    base: WeightStore
+    tuned: WeightStore
+    dtype: str = "F32"
+    places: dict[str, Place] = field(default_factory=dict)
+
+    def __call__(self, info: TensorInfo) -> tuple[Change, str, str]:
+        if info.name in self.places:
+            return Writing(self._chunks, self.places)(converted(info, self.dtype))
+        return returned(self._chunks(info), lambda part: None)
+
+    def _chunks(self, out: TensorInfo) -> Chunks:
+        name = out.name
+        info, other = self.base.tensors[name], self.tuned.tensors[name]
+        change, before, after = Change(name), Fingerprint(info), Fingerprint(out)
+        squares, count = 0.0, 0
+        for stored, pair in _pairs(self.base, self.tuned, name):
+            before.update(stored)
+            if info.dtype == other.dtype and _same(stored, pair):
+                if info.dtype in FLOATS:
+                    require_finite_bits(stored, info.dtype, name, info.file)
+                    squares += _square(decode(stored, info.dtype))
+                delta = np.zeros(len(stored), np.float32)
+            else:
+                delta, moved, square = subtract(self.base, self.tuned, name, stored, pair)
+                squares += square
+                change.norm += moved
+                change.largest = max(change.largest, float(delta.max(initial=0)), -float(delta.min(initial=0)))
+                count += int(np.count_nonzero(delta != 0))  # many times faster than counting the numbers themselves
+            if name in self.places:
+                written = encode(delta, self.dtype)
+                if written is not delta:
+                    require_finite_bits(written, self.dtype, name, f"the difference as {self.dtype}")
+                after.update(written)
+                yield written
+        change.changed = count > 0
+        change.norm = float(np.sqrt(change.norm))
+        change.relative = change.norm / float(np.sqrt(squares)) if squares else (float("inf") if change.norm else 0.0)
+        change.share = count / max(info.numel, 1)
+        return change, before.hexdigest(), after.hexdigest()
+
+
+def _square(numbers: Array) -> float:
+    return float(np.vdot(numbers, numbers))
+
+
+def subtract(base: WeightStore, tuned: WeightStore, name: str, stored: Array, pair: Array) -> tuple[Array, float, float]:
+    """The difference of two chunks of stored bits, whose numbers must be finite, its squared norm, and that of the first."""
     info, other = base.tensors[name], tuned.tensors[name]
     for one in (info, other):
         require_editable(one)
-    require_finite_bits(stored, info.dtype, name, info.file)
-    require_finite_bits(pair, other.dtype, name, other.file)
     before, after = decode(stored, info.dtype), decode(pair, other.dtype)
-    return after - before, float(np.vdot(before, before))
-
-
-class _Writer:
-    """Writes a vector whose tensors are known only once they are compared: the header's place is kept free and filled at the end."""
-
-    def __init__(self, file: IO[bytes], base: WeightStore, dtype: str) -> None:
-        self.file, self.base, self.dtype = file, base, dtype
-        self.fingerprints: dict[str, str] = {}
-        self.kept: list[str] = []
-        self.content = new_content()
-        most = build_header(self._entries(base.names), self._metadata(dict.fromkeys(base.names, "0" * DIGITS)))
-        self.length = len(most)
-        write_header(file, most)
-
-    def _entries(self, names: list[str]) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
-        size = storage(self.dtype).itemsize
-        for info in (self.base.tensors[n] for n in names):
-            yield info.name, self.dtype, info.shape, info.numel * size
-
-    def _metadata(self, fingerprints: dict[str, str]) -> dict[str, str]:
-        return {
-            "format": FORMAT, "version": str(VERSION), "base_path": str(self.base.path.resolve()),
-            "base": json.dumps(fingerprints), "content": self.content.hexdigest(),
-        }  # fmt: skip
-
-    def begin(self, name: str) -> tuple[int, Any]:
-        self.base_digest = Fingerprint(self.base.tensors[name])
-        return self.file.tell(), self.content.copy()
-
-    def add(self, delta: Array, name: str) -> None:
-        stored = encode(delta, self.dtype)
-        require_finite_bits(stored, self.dtype, name, f"the difference as {self.dtype}")
-        self.content.update(stored.data)
-        self.file.write(stored.data.cast("B"))
-
-    def end(self, name: str, begin: tuple[int, Any] | None, *, keep: bool) -> None:
-        self.fingerprints[name] = self.base_digest.hexdigest()
-        if keep:
-            self.kept.append(name)
-        elif begin is not None:
-            self.file.seek(begin[0])
-            self.file.truncate()
-            self.content = begin[1]
-
-    def finish(self) -> None:
-        header = build_header(self._entries(self.kept), self._metadata(self.fingerprints), length=self.length)
-        self.file.seek(0)
-        write_header(self.file, header)
+    square = _square(before)
+    delta = np.subtract(after, before, out=after) if after.dtype == before.dtype else after - before
+    moved = _square(delta)
+    if not np.isfinite(moved):  # NaN or an infinity in either, or a difference too large for its square
+        require_finite_bits(stored, info.dtype, name, info.file)
+        require_finite_bits(pair, other.dtype, name, other.file)
+        require_finite(delta, name, "the difference")
+    return delta, moved, square

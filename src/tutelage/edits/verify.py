@@ -8,10 +8,10 @@ import numpy as np
 
 from tutelage.edits._dtypes import FLOATS, decode
 from tutelage.edits._fingerprints import Fingerprint
+from tutelage.edits._spread import Tell
 from tutelage.edits.apply import RECORD, read_record
 from tutelage.edits.packs.pack import SkillPack
 from tutelage.edits.store import WeightStore
-from tutelage.edits.task_vector import Tell
 from tutelage.errors import TutelageError
 
 

@@ -134,15 +134,25 @@ def calibrate(
     batch_size: BatchSize = 8,
     max_length: Annotated[int, typer.Option("--max-length", help="Tokens at which a text is cut.")] = 2048,
     as_json: Json = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Statistics of what each linear layer is fed on your texts, for `edit pack --calibration`."""
     from tutelage.model_edits.calibration import batches, read_examples
-    from tutelage.model_edits.second_moments import save_second_moments
+    from tutelage.model_edits.second_moments import plan_second_moments, save_second_moments
     from tutelage.models import load_model
 
     _check_out(out)
     net, tokenizer = load_model(str(model))
     examples = read_examples(data, tokenizer, max_length=max_length)
+    if dry_run:
+        plan = plan_second_moments(net, layers=tuple(layers or ("",)), per_pass=per_pass)
+        plan |= {"examples": len(examples), "tokens": sum(len(example.ids) for example in examples)}
+        if as_json:
+            print_json(plan)
+        else:
+            show_table(["layer", "inputs"], [[name, str(inputs)] for name, inputs in plan.pop("layers").items()])
+            typer.echo("\n".join(f"{name.replace('_', ' '):<12} {value:,}" for name, value in plan.items()))
+        return
     pad = tokenizer.pad_token_id or 0
     tokens = save_second_moments(
         net,

@@ -26,11 +26,11 @@ from typing import Any
 
 from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.registry import curricula, replications
+from tutelage.students.adding import AddingStudent
 from tutelage.students.gridded import GriddedStudent
 from tutelage.study.acl.bench import record_of
 from tutelage.study.acl.profiles import Lessons
 from tutelage.study.acl.toys import teach
-from tutelage.study.miniature import one_thread
 from tutelage.study.replicate import Arm, Cell, Comparison, Replication
 
 CELLS, VISITS, EPISODES, EVALUATIONS = 10, 75, 10_000, 10
@@ -68,16 +68,12 @@ def on_cells(name: str, about: str, *, irrelevant: int = 0, **settings: Any) -> 
 
 
 def on_sums(name: str, about: str, **settings: Any) -> Arm:
-    """An arm on the adding student, which needs torch."""
+    """An arm on the adding student."""
 
     def run(seed: int, smoke: bool) -> Cell:
-        from tutelage.students.adding import AddingStudent
-
-        with one_thread():
-            student = AddingStudent(seed=seed)
-            teacher = curricula.build(name, student.space, seed=seed, **settings)
-            episodes = 60 if smoke else SUMS
-            lessons = teach(teacher, student.attempt, lambda: student.accuracy, _silent, episodes=episodes, evaluations=EVALUATIONS)
+        student, episodes = AddingStudent(seed=seed), 60 if smoke else SUMS
+        teacher = curricula.build(name, student.space, seed=seed, **settings)
+        lessons = teach(teacher, student.attempt, lambda: student.accuracy, _silent, episodes=episodes, evaluations=EVALUATIONS)
         cell = cell_of(teacher, lessons, "accuracy")
         cell["score"]["accuracy_half"] = lessons.mastered[EVALUATIONS // 2]
         return cell

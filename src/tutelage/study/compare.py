@@ -19,6 +19,7 @@ import numpy as np
 
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_write
+from tutelage.machine import default_jobs
 from tutelage.registry import curricula, teachers
 from tutelage.study import engines, league
 from tutelage.study.cell import Job, safe_name
@@ -27,7 +28,7 @@ from tutelage.study.provenance import machine, versions
 from tutelage.study.schema import Cell, League, RowKind, progress_axis_of, without_nan
 from tutelage.study.stats import seeds_needed
 from tutelage.study.store import digest, finished_cell, occupy
-from tutelage.study.workers import default_jobs, run_all
+from tutelage.study.workers import run_all
 
 DEFAULT_ARMS = ("uniform", "sec:tau=0.2", "dump")
 """Uniform sampling and the two published bandits. SEC with the temperature that its paper uses for arms of a product (family x level)."""

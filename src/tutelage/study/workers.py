@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tutelage.errors import TutelageError
+from tutelage.machine import cores
 
 Event = tuple[str, int, Any]
 Work = Callable[[Any, Callable[[dict[str, Any]], None]], dict[str, Any]]
@@ -44,15 +45,6 @@ class Schedule(Protocol):
 
     def finished(self, job: Any, record: dict[str, Any]) -> None:
         """A cell is done; jobs that waited for it may start."""
-
-
-def default_jobs() -> int:
-    """One worker per core, at most four: cells are small, and each holds a copy of the engine."""
-    return max(1, min(4, _cores()))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def run_all(run: Any, schedule: Schedule, folder: Path, *, jobs: int, tell: Callable[[str, Any], None], begin: Begin = engine) -> None:
@@ -95,7 +87,7 @@ def _next_event(events: Any, processes: list[Any], running: dict[int, Any]) -> E
 @contextmanager
 def _workers(run: Any, folder: Path, jobs: int, begin: Begin) -> Iterator[tuple[list[Any], list[Any], Any]]:
     context = multiprocessing.get_context("spawn")
-    threads = max(1, _cores() // jobs)
+    threads = max(1, cores() // jobs)
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         threads = min(threads, int(os.environ["OMP_NUM_THREADS"]))
     events = context.Queue()

@@ -25,6 +25,7 @@ from tutelage.students import builtin_path
 from tutelage.students.generation import generate_ids
 from tutelage.tasks.verifiers import judge_all
 from tutelage.teachers.contract import Demonstrations, Facts
+from tutelage.teachers.replies import end_ids
 from tutelage.teachers.signal import chat_template_hash, tokenizer_hash, vocabulary_of
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class LocalTeacher:
                 self.model, self.tokenizer, texts, attempts=attempts, max_new_tokens=max_new_tokens, temperature=temperature,
                 templated=chat, batch_size=batch_size, top_p=top_p,
             )  # fmt: skip
-        ends = _end_ids(self.model, self.tokenizer)
+        ends = set(end_ids(self.model, self.tokenizer))
         ended_NG = [[bool(set(ids.tolist()) & ends) for ids in group] for group in answers_NG]
         text_NG = [self.tokenizer.batch_decode(group, skip_special_tokens=True) for group in answers_NG]
         right_NG = None if verifier is None else judge_all(verifier, text_NG, rows)[0] == Kind.CORRECT
@@ -219,9 +220,3 @@ def _kept(
         cut=len(places) - len(ended),
         wrong=len(ended) - len(kept),
     )
-
-
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    return {*ends, tokenizer.eos_token_id} - {None}

@@ -22,6 +22,7 @@ import numpy as np
 from tutelage.edits._dtypes import FLOATS, Array, require_finite_bits
 from tutelage.edits._fingerprints import DIGITS, Fingerprint
 from tutelage.edits._safetensors import build_header, write_header
+from tutelage.edits._spread import Tell
 from tutelage.edits.packs.budget import solve
 from tutelage.edits.packs.coding import Choice, squared_norm
 from tutelage.edits.packs.coding import decode as decode_code
@@ -30,7 +31,7 @@ from tutelage.edits.packs.rules import Rule, Rules, operator_class
 from tutelage.edits.packs.second_moments import SecondMoments
 from tutelage.edits.plan import Plan, peak_memory
 from tutelage.edits.store import WeightStore, compare_shapes
-from tutelage.edits.task_vector import Tell, subtract
+from tutelage.edits.task_vector import subtract
 from tutelage.errors import TutelageError
 from tutelage.files import atomic_open, atomic_write
 from tutelage.registry import edits

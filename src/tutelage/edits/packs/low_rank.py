@@ -86,12 +86,15 @@ def exact_product(left_MR: Array, right_RN: Array) -> Array:
     bits = (53 - int(np.ceil(np.log2(rank)))) // 2
     (left, down), (right, also) = _integers(left_MR, bits), _integers(right_RN, bits)
     out_MN = np.empty((left_MR.shape[0], right_RN.shape[1]), np.float32)
-    for start in range(0, len(out_MN), 1024):  # few rows at a time in float64
-        out_MN[start : start + 1024] = np.ldexp(left[start : start + 1024] @ right, -down - also)
+    for start in range(0, len(out_MN), 512):  # few rows at a time in float64
+        product_KN = left[start : start + 512] @ right
+        out_MN[start : start + 512] = np.multiply(product_KN, 2.0 ** (-down - also), out=product_KN)
     return out_MN
 
 
 def _integers(x: Array, bits: int) -> tuple[Array, int]:
     """x · 2^k, rounded to integers of at most `bits` bits, and k."""
     power = bits - int(np.frexp(np.abs(x).max(initial=0))[1])
-    return np.rint(np.ldexp(x.astype(np.float64), power)), power
+    scaled = x.astype(np.float64)
+    scaled *= 2.0**power  # exact, as all here: a power of two, far from the ends of float64's range
+    return np.rint(scaled, out=scaled), power

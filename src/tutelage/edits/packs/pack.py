@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.edits._dtypes import Array
+from tutelage.edits.adapter import CONFIG, Adapter
 from tutelage.edits.packs.coding import Code, decode
 from tutelage.edits.store import WeightStore
 from tutelage.edits.task_vector import TaskVector
@@ -102,7 +103,9 @@ def content_digest(manifest: dict[str, Any], base: dict[str, str]) -> Any:
 
 
 def open_vector(path: str | Path) -> TaskVector:
-    """A task vector or a pack, whichever the file is."""
+    """A task vector, a pack, or a PEFT adapter, whichever lies there."""
+    if (Path(path) / CONFIG).exists():
+        return Adapter(path)
     store = WeightStore(path)
     metadata = store.headers[store.path].metadata if store.path in store.headers else {}
     return SkillPack(path) if metadata.get("format") == FORMAT else TaskVector(path)

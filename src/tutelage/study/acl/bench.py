@@ -19,6 +19,7 @@ from pydantic import Field
 from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.errors import TutelageError, unknown
 from tutelage.files import atomic_write
+from tutelage.machine import default_jobs
 from tutelage.registry import curricula
 from tutelage.spaces import TaskSpace
 from tutelage.study.acl import profiles
@@ -30,7 +31,7 @@ from tutelage.study.provenance import machine, versions
 from tutelage.study.schema import without_nan
 from tutelage.study.stats import seeds_needed
 from tutelage.study.store import digest, finished_cell, occupy
-from tutelage.study.workers import Work, default_jobs, run_all
+from tutelage.study.workers import Work, run_all
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "gymnasium", "stable-baselines3")
 

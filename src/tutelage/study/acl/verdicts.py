@@ -65,12 +65,19 @@ def headline(result: dict[str, Any]) -> str:
     verdicts = [found["verdict"] for row in rows for found in row["profiles"].values()]
     if verdicts and set(verdicts) == {"too few seeds"}:
         return f"{opening}, nothing can be said yet: too few seeds for a verdict."
-    told = [f"{label(row)} in {count} of {profiles}" for row in rows if (count := _times(row, "holds"))]
-    worse = [f"{label(row)} in {count}" for row in rows if (count := _times(row, "reversed"))]
-    if not told and not worse:
+    better = [label(row) for row in rows if _times(row, "holds") == profiles]
+    some = sum(0 < _times(row, "holds") < profiles for row in rows)
+    worse = sum(_times(row, "reversed") > 0 for row in rows)
+    if not better and not some and not worse:
         return f"{opening}, no difference from random tasks is shown for any teacher in any profile."
-    better = f"more is mastered than with random tasks by {words.listing(told)} profiles" if told else "no teacher beats random tasks"
-    return f"{opening}, {better}." + (f" Less is mastered by {words.listing(worse)}." if worse else "")
+    parts = [
+        f"more is mastered than with random tasks in every profile by {words.listing(better)}" if better else "",
+        f"{some} {'further ' if better else ''}teacher{'s' * (some > 1)} beat{'s' * (some == 1)} random tasks in some profiles"
+        if some
+        else "",
+        f"{worse} teach{'es' if worse == 1 else ''} worse in some" if worse else "",
+    ]
+    return f"{opening}, {'; '.join(filter(None, parts))}."
 
 
 def _times(row: dict[str, Any], verdict: str) -> int:
