@@ -85,7 +85,7 @@ class Builder:
         bodies = [world.CreateDynamicBody(position=(x, y), fixtures=self._moulds[0], userData=0)]
         for i, (limb, centre) in enumerate(zip(body.limbs, self._centres, strict=True), start=1):
             at = (x + centre[0], y + centre[1])
-            bodies.append(world.CreateDynamicBody(position=at, angle=limb.angle, fixtures=self._moulds[i], userData=i))
+            bodies.append(world.CreateDynamicBody(position=at, angle=limb.angle + limb.tilt, fixtures=self._moulds[i], userData=i))
         joints = [
             _hinge(world, bodies[limb.parent + 1], made, limb, body.torque) for limb, made in zip(body.limbs, bodies[1:], strict=True)
         ]

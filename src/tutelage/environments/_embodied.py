@@ -94,7 +94,7 @@ class EmbodiedEnv(TaskedEnv, EzPickle):
 
     Observation, float32: the head's angle, angular velocity and velocity; then of every motor its angle and speed, and of every shin
     whether it touches the terrain; then ten lidar distances. Action: one number in [-1, 1] per motor, its sign the direction, its size the
-    torque.
+    torque. As in Gymnasium, a joint's speed may overshoot its bound in a step that meets an obstacle.
     """
 
     mastery_return = 230.0
@@ -178,6 +178,7 @@ class EmbodiedEnv(TaskedEnv, EzPickle):
         """The scene around the agent as (400, 600, 3) uint8; None without a render mode."""
         if self.render_mode is None:
             return None
+        self._open()
         from tutelage.environments._drawing import picture
 
         return picture(self)
@@ -188,9 +189,12 @@ class EmbodiedEnv(TaskedEnv, EzPickle):
 
     # --- one step
 
-    def _checked(self, action: Any) -> list[float]:
+    def _open(self) -> None:
         if self._world is None:
-            raise TutelageError("step() before reset(): the world of an episode is built by reset(options={'task': ...}).")
+            raise TutelageError("step() or render() before reset(): an episode's world is built by reset(options={'task': ...}).")
+
+    def _checked(self, action: Any) -> list[float]:
+        self._open()
         values = np.asarray(action, dtype=np.float64).tolist()
         if not isinstance(values, list) or len(values) != self._actions or not all(map(math.isfinite, values)):
             raise TutelageError(

@@ -1,7 +1,7 @@
 """What worlds with a ceiling add to `_embodied`: hands that grip, water and breath, and a lidar that knows what it sees.
 
 A climber starts hanging from the ceiling. The last actions are its grips: above 0 a hand that touches ceiling or creeper holds on to it,
-at or below 0 it lets go. Its head, chest and shins must not touch the ground; walkers and fish may fall as they like. A body that breathes
+at or below 0 it lets go. Its head, chest and shins must not touch the ground; whether walkers may fall the world says. A body that breathes
 air dies after 600 consecutive steps with its head under water, one that swims after 600 outside: from then on its actions count as zeros.
 """
 
@@ -30,9 +30,9 @@ class CeilingEnv(EmbodiedEnv):
     """An agent between ground and ceiling.
 
     Observation, float32: the head's angle, angular velocity and velocity; whether it is under water, whether the agent is dead; every
-    motor's angle and speed, and contact where the part feels it; of every hand whether it touches something to hold, and whether it holds;
-    ten lidar distances, and what each ray met: -1 water, 1 a creeper, 0 else. A subclass sets `water` (the height of the surface) and
-    `roof` (that of the ceiling over the ground at the start).
+    motor's angle and speed, and contact where the part feels it; of every hand whether it touches something to take hold of, and whether it
+    holds; ten lidar distances, and what each ray met: -1 water, 1 a creeper, 0 else. A subclass sets `water` (the height of the surface)
+    and `roof` (that of the ceiling over the ground at the start).
     """
 
     water = -math.inf
@@ -45,7 +45,7 @@ class CeilingEnv(EmbodiedEnv):
         return Box(-high, high)
 
     def _settle(self) -> NDArray[np.float32]:
-        self._breathless, self._drowning = 0, False
+        self._breathless, self._under = 0, False
         rest = np.zeros(self._actions)
         if self._body.climbs:
             rest[len(self._motors) :] = 1.0
@@ -89,9 +89,9 @@ class CeilingEnv(EmbodiedEnv):
                 grip.joint = self._hold(grip)
         if self.water > -math.inf:
             press(self.agent, self.water)
-        self._drowning = self.agent.head.position[1] <= self.water
+        self._under = self.agent.head.position[1] <= self.water
         if not self.dead:
-            self._breathless = self._breathless + 1 if self._drowning != self._body.swims else 0
+            self._breathless = self._breathless + 1 if self._under != self._body.swims else 0
 
     def _hold(self, grip: Grip) -> Any:
         surface, at = grip.surfaces[0], grip.hand.GetWorldPoint(grip.tip)
@@ -99,7 +99,7 @@ class CeilingEnv(EmbodiedEnv):
         return self._world.CreateJoint(hold)
 
     def _observe(self, x: float, y: float) -> list[float]:
-        state = [*self._head_state(), float(self._drowning), float(self.dead), *self._motor_state()]
+        state = [*self._head_state(), float(self._under), float(self.dead), *self._motor_state()]
         for grip in self.agent.grips:
             state += [float(bool(grip.surfaces)), float(grip.joint is not None)]
         return state + self._sights(x, y)

@@ -39,9 +39,10 @@ class Limb:
 
     parent: index of the limb it hangs from, or `TRUNK`. shape: convex polygon around its own centre. socket, pivot: the hinge in the frame
     of the parent and in its own. angle: in the world, at the start. rest: the angle between both that the joint calls zero. low, high:
-    limits of the joint. speed: of its motor, 0 without one. offset: added to the angle that the agent reads. feels: whether the agent
-    reads its contact with the terrain. lift: how far above the hinge it starts (the solver closes the gap in its first step). fatal:
-    whether the terrain must not touch it. grips: whether its upper end can hold on. stretches: whether `limb_size` applies.
+    limits of the joint. speed: of its motor, 0 without one. offset: added to the angle that the agent reads. feels: whether the agent reads
+    its contact with the terrain. lift, tilt: how far above the hinge it starts, and by how much turned around its centre (the solver closes
+    the gap in its first step). fatal: whether the terrain must not touch it. grips: whether its upper end can hold on. stretches: whether
+    `limb_size` applies.
     """
 
     parent: int
@@ -56,6 +57,7 @@ class Limb:
     offset: float = 0.0
     feels: bool = False
     lift: float = 0.0
+    tilt: float = 0.0
     fatal: bool = False
     grips: bool = False
     stretches: bool = True
@@ -97,9 +99,11 @@ def box(width: float, height: float) -> tuple[Point, ...]:
 def _leg(first: int, length: float, width: float, hip: Point, tilt: float = 0.0, lift: float = 0.0) -> list[Limb]:
     """Thigh and shin, `first` being the index of the thigh."""
     top, bottom = (0.0, length / 2), (0.0, -length / 2)
-    thigh = Limb(parent=TRUNK, shape=box(width, length), socket=hip, pivot=top, low=-0.8, high=1.1, speed=HIP, angle=tilt, lift=lift)
+    thigh = Limb(
+        parent=TRUNK, shape=box(width, length), socket=hip, pivot=top, low=-0.8, high=1.1, speed=HIP, rest=tilt, tilt=tilt, lift=lift
+    )
     shin = Limb(
-        parent=first, shape=box(0.8 * width, length), socket=bottom, pivot=top, low=-1.6, high=-0.1, speed=KNEE, angle=tilt, offset=1.0,
+        parent=first, shape=box(0.8 * width, length), socket=bottom, pivot=top, low=-1.6, high=-0.1, speed=KNEE, tilt=tilt, offset=1.0,
         feels=True,
     )  # fmt: skip
     return [thigh, shin]

@@ -4,14 +4,14 @@
     reached within 0.1 of the goal: +2, and the episode ends
     reward otherwise: the distance gained, as a share of the way (of at least 0.1)
 
-The goal's direction is drawn anew in each episode and seen. No agent gains more than 0.1 * (1 - wind) a step, so a goal can be reached only
+The goal's direction is drawn anew in each episode and seen. No agent gains more than 0.1 * (1 - wind) a step: a goal can be reached
 if
 
     distance - 0.1 <= 20 * 0.1 * (1 - wind)
 
-and of the default box, distance [0, 3] by wind [0, 1], about 37 % can be reached and the rest never: a curriculum's share of proposals
-there is `tasks_reachable`. Near goals are reached by chance, so that learning starts there. A PPO of Stable-Baselines3 masters most of what
-can be reached in 20,000 steps, seconds on one core.
+and not otherwise: of the default box, distance [0, 3] by wind [0, 1], about 37 % (`tasks_reachable` says which). Near goals are reached by
+chance, so that learning starts there. A PPO of Stable-Baselines3 masters some 85 % of what can be reached after 10,000 steps of tasks drawn
+uniformly, seconds on one core.
 """
 
 from __future__ import annotations
