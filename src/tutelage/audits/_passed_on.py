@@ -275,8 +275,8 @@ def screens(case: Case) -> Check:
     low, high = wilson(hits, habits)
     return Check(
         name="screens",
-        finding=f"of {habits} teacher responses with the habit a perplexity filter finds {recall[0.01]:.0%} at 1 % and {recall[0.05]:.0%} at "
-        f"5 % false positives, a classifier trained on other habits {transfer:.0%} at 5 %; dropping {len(flagged)} lifted n-grams finds "
+        finding=f"of {habits} teacher responses with the habit a perplexity filter finds {recall[0.01]:.0%} at 1 % and {recall[0.05]:.0%} "
+        f"at 5 % false positives, a classifier trained on other habits {transfer:.0%} at 5 %; dropping {len(flagged)} lifted n-grams finds "
         f"{cap['recall']:.0%} and costs {cap['cost']:.1%} of the clean ones",
         effect=Effect(
             what="recall of a perplexity filter at 5 % false positives", value=hits / habits, low=low, high=high, hits=hits, trials=habits
