@@ -117,6 +117,7 @@ def test_it_grows_run_after_run(tmp_path: Path) -> None:
 def test_what_is_not_worth_keeping(tmp_path: Path) -> None:
     room = Classroom(tmp_path, UNIT, TESTS)
     assert room.add(trace([[1, 1], [0, 1]])) is None
+    assert Classroom(tmp_path / "walkers", UNIT, TESTS).add(trace([[1, 1], [0, 1]]), improved=False) is not None
     assert room.add(trace([[0, 0], [1, 1]], fits=(fit(4, 0.1),))) is None
     assert room.add(trace(np.zeros((0, 2)))) is None
     assert not list(tmp_path.glob("*.npz"))
@@ -216,6 +217,24 @@ def test_rules_t_and_p(tmp_path: Path) -> None:
 # --- whole runs
 
 
+def test_without_the_live_mixture(tmp_path: Path) -> None:
+    """Niches alone, and after fit_every episodes at the last one the live mixture alone, with a tenth of uniform tasks."""
+    curriculum = with_niches(niche(0.3), niche(0.4), live=False, fit_every=5, max_components=2, random_share=0.0, returns=1)
+    curriculum.mean_KQ, curriculum.cov_KQQ = np.array([[0.9, 1.0]]), 1e-4 * np.eye(2)[None]
+    assert curriculum._pool()[2].tolist() == [0.3]
+    feed(curriculum, [(0, 0)], [0.5])  # reaches the target
+    assert (curriculum.stage, curriculum._pool()[2].tolist(), curriculum.uniform_share) == (1, [0.4], 0.0)
+    curriculum.propose(5)
+    assert (curriculum.open_origin_P3[:, 0] == 1).all()
+    feed(curriculum, [(1, 0)] * 3, [0.9] * 3)
+    assert (curriculum.ended, curriculum.follows) == (True, True)
+    curriculum.niches[1] = niche(0.4)
+    feed(curriculum, [(1, 0)] * 2, [0.0] * 2)
+    assert (curriculum.follows, curriculum.uniform_share) == (False, 0.1)
+    curriculum.propose(50)
+    assert set(curriculum.open_origin_P3[5:, 0]) == {-1}
+
+
 def test_the_choice_of_an_expert(tmp_path: Path) -> None:
     room = Classroom(tmp_path, UNIT, TESTS)
     low = room.add(trace([[0, 0], [0.5, 0]]))
@@ -303,7 +322,7 @@ def test_the_battery_with_an_expert(tmp_path: Path) -> None:
     assert Classroom(tmp_path, space, test_TD).add(run)
 
     def build(given: tt.TaskSpace, seed: int) -> tt.Curriculum:
-        same = given.fingerprint == space.fingerprint
+        same = tt.TaskSpace.of(given).fingerprint == space.fingerprint
         hyper = {**SMALL, "classroom": str(tmp_path), "test_points": tuple(map(tuple, test_TD)), "test_every": 10} if same else SMALL
         return Again(given, seed=seed, **hyper)
 
@@ -328,6 +347,7 @@ def test_answers_that_were_not_asked_for() -> None:
     ("hyper", "told"),
     [
         ({"returns": 0}, "returns must be at least 1"),
+        ({"tolerance": float("nan")}, "tolerance must be finite"),
         ({"patience": 0}, "patience must be at least 1"),
         ({"end_random": 1.5}, "end_random must lie in"),
         ({"max_distance": -1.0}, "max_distance must be at least 0"),

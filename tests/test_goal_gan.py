@@ -101,6 +101,20 @@ def test_a_task_is_rolled_out_twice_in_a_row() -> None:
     assert np.array_equal(thrice_ND[0], thrice_ND[2])
 
 
+def test_the_generators_range() -> None:
+    """The space as it should be; as released half of each side beyond it, so that about half of what is generated is clipped."""
+    corner_ND, edge_ND = np.array([[1.0, 6.0]]), np.array([[-1.0, 1.0]])
+    for generated, seen, made, proposed in (("space", 1.0, [[0.0, 6.0]], [[0.95, 2.2]]), ("twice", 0.5, [[-0.5, 8.0]], [[1.0, 2.0]])):
+        curriculum = GoalGAN(SQUARE, **TINY, generated=generated, noise=0.0)
+        assert curriculum._inside(corner_ND).tolist() == [[seen, seen]]
+        assert curriculum._outside(edge_ND).tolist() == made
+        np.testing.assert_allclose(curriculum._outside(curriculum._inside(np.array([[0.3, 2.5]]))), [[0.3, 2.5]])
+        curriculum.gan.sample = lambda n, rng: np.array([[0.9, -0.9]])  # type: ignore[method-assign]
+        np.testing.assert_allclose(curriculum.propose(1), proposed)
+    with pytest.raises(tt.TutelageError, match="Unknown generated of goal-gan 'half'"):
+        GoalGAN(SQUARE, **TINY, generated="half")
+
+
 def test_labels_and_the_mastered_by_hand() -> None:
     """0, 1 and 2 of 2 solved: s = 0, 0.5, 1, labels 0, 1, 0; only the last is mastered."""
     curriculum = GoalGAN(SQUARE, **TINY, noise=0.3)

@@ -31,6 +31,8 @@ SMALL: dict[str, Any] = {"fit_every": 20, "max_components": 3}
 VARIANTS = {
     "alp-gmm-small": named("alp-gmm", **SMALL, criterion="aicc", reward_range=(0.0, 1.1)),
     "alp-gmm-never-random": named("alp-gmm", **SMALL, criterion="bic", random_share=0.0),
+    "alp-gmm-forgets": named("alp-gmm", **SMALL, history=1),
+    "again-released": named("again", **SMALL, test_every=25, tests=5, live=False),
     "covar-gmm-small": named("covar-gmm", **SMALL),
     "covar-gmm-absolute": named("covar-gmm", **SMALL, absolute=True, reward_range=(0.0, 1.0)),
     "riac-small": named("riac", window=12, score="population"),
@@ -115,6 +117,16 @@ class TakesAnything(Drifting):
             self._learn(outcomes.point_ND, self._returns(outcomes))
 
 
+class LogsNothing(Drifting):
+    """Proposes past its log."""
+
+    def propose(self, n: int) -> np.ndarray:
+        log, self.log = self.log, None
+        points_ND = super().propose(n)
+        self.log = log
+        return points_ND
+
+
 def test_a_sound_one_passes() -> None:
     results = check_space_curriculum(lambda space, seed: Drifting(space, seed=seed))
     assert {r.status for r in results} == {"passed"}
@@ -129,6 +141,7 @@ def test_a_sound_one_passes() -> None:
         (KnowsNoReturns, "check_returns_are_finite"),
         (LastWins, "check_order_of_rows"),
         (TakesAnything, "check_never_proposed"),
+        (LogsNothing, "check_trace"),
     ],
 )
 def test_a_broken_promise_fails_its_check(broken: type[Drifting], check: str) -> None:

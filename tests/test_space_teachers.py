@@ -58,6 +58,24 @@ def test_progress_is_that_of_a_full_search() -> None:
         assert again.observe(task_D, 0.5) == progress.observe(task_D, 0.5)
 
 
+@pytest.mark.parametrize("most", [1, 1024])
+def test_progress_of_a_bounded_history(most: int) -> None:
+    """Whole blocks of 512, and the one under way; a store that is cut and restored answers alike."""
+    rng = np.random.default_rng(0)
+    task_MD, reward_M = rng.random((3000, 2)), rng.random(3000)
+    progress, blocks = AbsoluteLearningProgress(2, most=most), 512 * -(-most // 512)
+    for m, (task_D, reward) in enumerate(zip(task_MD, reward_M, strict=True)):
+        first = max(0, m - m % 512 - blocks) if m >= 512 else 0
+        got = progress.observe(task_D, float(reward))
+        if m >= 6:
+            assert got == abs(reward - reward_M[first + np.argmin(((task_MD[first:m] - task_D) ** 2).sum(axis=1))])
+    assert len(progress.pairs) == blocks + 3000 % 512
+    again = AbsoluteLearningProgress(2, most=most)
+    again.pairs = progress.pairs
+    for task_D in rng.random((700, 2)):
+        assert again.observe(task_D, 0.5) == progress.observe(task_D, 0.5)
+
+
 def test_proportional_choice() -> None:
     assert proportional(np.array([0.0, 0.0])).tolist() == [0.5, 0.5]
     assert proportional(np.array([1.0, 3.0])).tolist() == [0.25, 0.75]
@@ -76,18 +94,34 @@ def test_parameters_and_criteria() -> None:
 
 
 @pytest.mark.parametrize("criterion", ["aic", "bic"])
-def test_the_fit_is_scikit_learns(criterion: Any) -> None:
-    rng = np.random.default_rng(1)
-    row_MQ = np.concatenate([rng.normal(c, 0.05, (60, 2)) for c in (0.0, 1.0, 2.0)])
-    mean_KQ, cov_KQQ = fit_mixture(row_MQ, range(1, 6), criterion, np.random.default_rng(0))
-    assert mean_KQ.shape == (len(mean_KQ), 2)
-    assert cov_KQQ.shape == (len(mean_KQ), 2, 2)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_fit_is_scikit_learns(criterion: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    blobs_MQ = np.concatenate([rng.normal(c, 0.05, (60, 2)) for c in (0.0, 1.0, 2.0)])
+    row_MQ = blobs_MQ if seed < 2 else np.column_stack([rng.random((250, 3)), np.maximum(rng.normal(0, 0.1, 250), 0)])
+    fitted = fit_mixture(row_MQ, range(1, 6), criterion, np.random.default_rng(0))
+    assert fitted is not None
     states = np.random.default_rng(0)
     fits = [GaussianMixture(k, random_state=int(states.integers(2**31))).fit(row_MQ) for k in range(1, 6)]
-    values = [getattr(fit, criterion)(row_MQ) for fit in fits]
-    np.testing.assert_array_equal(mean_KQ, fits[int(np.argmin(values))].means_)
-    mine = [criterion_of(f.score(row_MQ) * 180, 180, parameter_count(k, 2), criterion) for k, f in enumerate(fits, 1)]
-    np.testing.assert_allclose(mine, values)
+    best = fits[int(np.argmin([getattr(fit, criterion)(row_MQ) for fit in fits]))]
+    np.testing.assert_allclose(fitted[0], best.means_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(fitted[1], best.covariances_, rtol=1e-6, atol=1e-9)
+    m, q = row_MQ.shape
+    mine = [criterion_of(f.score(row_MQ) * m, m, parameter_count(k, q), criterion) for k, f in enumerate(fits, 1)]
+    np.testing.assert_allclose(mine, [getattr(fit, criterion)(row_MQ) for fit in fits])
+
+
+def test_rows_without_a_mixture_keep_the_last_one() -> None:
+    """On a face of a vast space the covariance of two coordinates is lost in rounding, whatever the number of components."""
+    row_MQ = np.column_stack([np.linspace(0, 1e9, 40), np.linspace(0, 1e9, 40)])
+    assert fit_mixture(row_MQ, range(1, 3), "aic", np.random.default_rng(0)) is None
+    curriculum = ALPGMM(tt.TaskSpace([0.0], [1e9]), fit_every=40, max_components=2)
+    before = curriculum.mean_KQ = np.array([[5.0, 1.0]])
+    curriculum.cov_KQQ = np.eye(2)[None]
+    curriculum._row = lambda point_D, reward: np.array([point_D[0], point_D[0]])  # type: ignore[method-assign]
+    curriculum._learn(row_MQ[:, :1], np.zeros(40))
+    assert np.array_equal(curriculum.mean_KQ, before)
+    assert curriculum.propose(3).shape == (3, 1)
 
 
 def test_alp_gmm_bootstraps_uniformly() -> None:
@@ -249,6 +283,11 @@ def test_adr_relative_step() -> None:
     [
         ("adr", {"initial": (2.0,)}, r"adr: initial row 0: x0 is 2.0, outside \[0.0, 1.0\]"),
         ("adr", {"low": 3.0, "high": 2.0}, "low must lie below high"),
+        ("adr", {"step": float("nan")}, "step be above 0"),
+        ("oracle", {"threshold": float("nan")}, "threshold must be finite"),
+        ("riac", {"mutation_noise": float("nan")}, "mutation_noise finite and at least 0"),
+        ("riac", {"random_share": float("nan")}, "mutation_share and random_share"),
+        ("alp-gmm", {"history": 0}, "history must be at least 1"),
         ("oracle", {"step": (0.1, 0.1)}, "step needs one finite number for each of x0"),
         ("oracle", {"width": 0.0}, "width must lie in"),
         ("riac", {"discard": 0.0}, "discard"),

@@ -73,12 +73,25 @@ def compare(
     as_json: Json = False,
     dry_run: DryRun = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --out, with the settings stored there.")] = False,
+    suite: Annotated[
+        str | None,
+        typer.Option("--suite", help="Teachers of task spaces on built-in students instead: acl (toys, minutes), acl-walker (hours)."),
+    ] = None,
 ) -> None:
     """A league table of teaching methods on your own model and tasks.
 
     Every arm trains from the same weights to the same budget on the same seeds, is measured on held-out tasks, and is judged against
     uniform sampling. Finished runs are kept and never run twice: repeat the command to go on where it stopped.
+
+    With --suite, arms are teachers of continuous task spaces, which are tried in challenge profiles at levels of expert knowledge: the
+    table is the share of mastered test tasks. --set knowledge=none,high, --set profiles=base,rugged, and the suite's sizes.
     """
+    if suite is not None:
+        lone = {"--model": model, "--tasks": tasks, "--verifier": verifier, "--trainer": trainer, "--steps": steps, "--budget": budget}
+        _compare_suite(
+            suite, arms or [], {**lone, "--config": config, "--resume": resume or None}, sets or [], seeds, out, jobs, as_json, dry_run
+        )
+        return
     from tutelage.study import compare as study
     from tutelage.study.config import Run, make_run, parse_arm, validate
     from tutelage.study.progress import Display
@@ -105,6 +118,34 @@ def compare(
         return
     render(without_nan(league), _console(stdout=True))
     typer.echo(f"\nreport  {comparison.out / 'report.html'}\nnumbers {comparison.out / 'league.json'}")
+
+
+def _compare_suite(
+    suite: str, teachers: list[str], alien: dict[str, Any], sets: list[str], seeds: int | None, out: Path | None, jobs: int | None,
+    as_json: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    """`compare --suite`; `alien` are options that belong to language models."""
+    from tutelage.errors import TutelageError
+    from tutelage.study.acl import bench
+    from tutelage.study.acl.terminal import render
+    from tutelage.study.progress import Display
+
+    if given := [name for name, value in alien.items() if value is not None]:
+        raise TutelageError(
+            f"{', '.join(given)} cannot go with --suite {suite}: its students and tasks are built in. Sizes are set with --set; a "
+            "benchmark that was interrupted goes on when its command is repeated."
+        )
+    benchmark = bench.plan(bench.make_bench(suite, teachers, sets, seeds), out=out)
+    if dry_run:
+        _print_json(bench.resolved(benchmark))
+        return
+    with Display(_console(quiet=as_json), measure="mastered", unit=benchmark.suite.unit, lines=40) as display:
+        result = bench.run_benchmark(benchmark, jobs=jobs, command=command_line(), tell=display)
+    if as_json:
+        _print_json(result)
+        return
+    render(result, _console(stdout=True))
+    typer.echo(f"\nreport  {benchmark.out / 'report.html'}\nnumbers {benchmark.out / 'benchmark.json'}")
 
 
 @app.command()

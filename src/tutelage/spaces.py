@@ -4,7 +4,8 @@
 
 A point is a row of float64 parameters, one per dimension, and is its own identity: a curriculum knows its points again by their bytes, so
 hand back the very rows it proposed and cast only at the environment's door. A Gymnasium `Box` of one axis stands for a space wherever one
-is expected. Suffixes: `N` points, `D` parameters.
+is expected. `Scaled` and `ShuffledBox` are views of a space: what a curriculum sees of it. Suffixes: `N` points, `D` parameters,
+`C` slices.
 """
 
 from __future__ import annotations
@@ -122,6 +123,64 @@ class TaskSpace:
     def __repr__(self) -> str:
         sides = ", ".join(f"{n} [{low:g}, {high:g}]" for n, low, high in zip(self.names, self.low_D, self.high_D, strict=True))
         return f"TaskSpace({sides})"
+
+
+class Scaled:
+    """A view of a space through another box: `box` is what a curriculum sees, stretched side by side onto `inner`.
+
+    For teachers that measure distances in the parameters' units, such as ALP-GMM: give them the unit cube. A view has `space`, the
+    curriculum's; `forward`, its points (N, D) as those of `inner`; and `inverse`.
+    """
+
+    def __init__(self, inner: TaskSpace, box: TaskSpace | None = None) -> None:
+        self.inner = TaskSpace.of(inner)
+        d = self.inner.dimensions
+        self.space = TaskSpace(np.zeros(d), np.ones(d), names=self.inner.names) if box is None else TaskSpace.of(box)
+        if self.space.dimensions != d:
+            raise TutelageError(f"Scaled: the box has {self.space.dimensions} parameters and the space has {d}; give one side for each.")
+
+    def forward(self, points_ND: Float) -> Float:
+        return _stretch(points_ND, self.space, self.inner)
+
+    def inverse(self, points_ND: Float) -> Float:
+        return _stretch(points_ND, self.inner, self.space)
+
+
+class ShuffledBox:
+    """A view in which each side of a space is cut into equal slices that change places: difficulty becomes rugged.
+
+    cuts: slices per side. seed: of the permutations, one per side, drawn independently. A point on the border of two slices belongs to the
+    lower one. Points keep 2^-40 of a slice away from its ends, so that rounding never moves one into the next; `inverse` undoes `forward`
+    but for that. Source: the rugged-difficulty test of TeachMyAgent (Romac et al., ICML 2021, arXiv 2103.09815).
+    """
+
+    def __init__(self, inner: TaskSpace, *, cuts: int = 4, seed: int = 0) -> None:
+        self.space = self.inner = TaskSpace.of(inner)
+        if cuts < 1:
+            raise TutelageError(f"ShuffledBox: cuts must be at least 1; got {cuts}.")
+        self.cuts = cuts
+        rng = np.random.default_rng(seed)
+        self.slice_DC = np.stack([rng.permutation(cuts) for _ in range(self.space.dimensions)])
+
+    def forward(self, points_ND: Float) -> Float:
+        return self._moved(points_ND, self.slice_DC)
+
+    def inverse(self, points_ND: Float) -> Float:
+        return self._moved(points_ND, np.argsort(self.slice_DC, axis=1))
+
+    def _moved(self, points_ND: Float, to_DC: NDArray[np.int64]) -> Float:
+        share_ND = (points_ND - self.space.low_D) / self.space.range_D * self.cuts
+        slice_ND = np.clip(np.ceil(share_ND) - 1, 0, self.cuts - 1).astype(np.int64)
+        inside_ND = np.clip(share_ND - slice_ND, _INSET, 1 - _INSET)
+        moved_ND = to_DC[np.arange(self.space.dimensions), slice_ND] + inside_ND
+        return self.space.clip(self.space.low_D + moved_ND / self.cuts * self.space.range_D)
+
+
+_INSET = 2.0**-40
+
+
+def _stretch(points_ND: Float, come: TaskSpace, go: TaskSpace) -> Float:
+    return go.clip(go.low_D + (points_ND - come.low_D) / come.range_D * go.range_D)
 
 
 def is_space(value: Any) -> bool:

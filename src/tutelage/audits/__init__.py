@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tutelage.audits.verdict import Check, Effect, Verdict
+from tutelage.audits.verdict import Check, Curve, Effect, Verdict
 from tutelage.errors import Warned
 
-__all__ = ["Check", "Effect", "Verdict", "Warned"]
+__all__ = ["Check", "Curve", "Effect", "Verdict", "Warned"]

@@ -49,12 +49,38 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What a check saw along something, for the page: one line of a panel.
+
+    panel: what y is, the panel's title; curves of one panel are drawn together. name: of this line in the key. x_name: what x is, such as
+    "step". x, y: points in the order of x; a y of None is a gap that is not drawn. low, high: the band around y, both or neither.
+    """
+
+    panel: str
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float | None, ...]
+    x_name: str = "step"
+    low: tuple[float | None, ...] | None = None
+    high: tuple[float | None, ...] | None = None
+
+    def __post_init__(self) -> None:
+        given = [part for part in (self.y, self.low, self.high) if part is not None]
+        if any(len(part) != len(self.x) for part in given) or (self.low is None) != (self.high is None):
+            raise TutelageError(
+                f"The curve {self.name!r} of {self.panel!r} has {len(self.x)} places and {[len(part) for part in given]} values; expected "
+                "as many values as places, and both ends of the band or neither."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """One question of an audit and its answer.
 
     name: of the rule. finding: what was seen, as a sentence. severity: "none" where nothing was found. effect: None where it could not be
     measured, which `finding` explains. base_rate: the same number on the clean twin. p: of the test, before and after Holm's correction
-    over the audit's checks; None where the check is no test, or could not be made. evidence: rows one can read, as mappings.
+    over the audit's checks; None where the check is no test, or could not be made. evidence: rows one can read, as mappings. curves: what
+    the page draws of it.
     """
 
     name: str
@@ -65,6 +91,7 @@ class Check:
     p: float | None = None
     p_holm: float | None = None
     evidence: tuple[Mapping[str, Any], ...] = ()
+    curves: tuple[Curve, ...] = ()
 
     def __post_init__(self) -> None:
         if self.severity not in SEVERITIES:
@@ -157,7 +184,12 @@ class Verdict:
 
 def _check(value: dict[str, Any]) -> Check:
     effect = value["effect"]
-    return _made(Check, value | {"effect": None if effect is None else _made(Effect, effect), "evidence": tuple(value["evidence"])})
+    read = {"effect": None if effect is None else _made(Effect, effect), "evidence": tuple(value["evidence"])}
+    return _made(Check, value | read | {"curves": tuple(_curve(curve) for curve in value.get("curves", ()))})
+
+
+def _curve(value: dict[str, Any]) -> Curve:
+    return _made(Curve, {name: tuple(part) if isinstance(part, list) else part for name, part in value.items()})
 
 
 def _made(kind: type[T], value: dict[str, Any]) -> T:

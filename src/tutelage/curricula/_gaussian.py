@@ -16,7 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
+from tutelage.errors import TutelageError
+from tutelage.spaces import TaskSpace
+
 Float = NDArray[np.float64]
+Vector = tuple[float, ...] | None
+
+
+def stated_gaussian(space: TaskSpace, mean: Vector, std: Vector, *, share: float = 0.1, name: str) -> tuple[Float | None, Float]:
+    """Mean (None where none is stated) and standard deviations (`share` of each side where none are) in the parameters' units.
+
+    name: for errors, such as "alp-gmm: initial", which `_mean` and `_std` end.
+    """
+    mean_D = None if mean is None else space.check([mean], field=f"{name}_mean")[0]
+    std_D = share * space.range_D if std is None else np.array(std, dtype=np.float64)
+    if std_D.shape != (space.dimensions,) or not np.isfinite(std_D).all() or (std_D <= 0).any():
+        names = ", ".join(space.names)
+        raise TutelageError(f"{name}_std needs one finite number above 0 for each of {names}; got {std_D.tolist()}.")
+    return mean_D, std_D
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,16 @@ _BLOCK = 512
 class AbsoluteLearningProgress:
     """|r - r'| against the Euclidean nearest task of the whole history, raw coordinates; 0 while fewer than `least` pairs are stored.
 
-    dimensions: D. least: pairs that must be stored before progress is measured (6). Source: Portelas et al., CoRL 2019
-    (arXiv 1910.07224), section 4; the store keeps every pair, and a new pair does not replace its neighbour. Of neighbours at the same
-    distance the latest counts among recent pairs (the source leaves it open). Whole blocks of 512 pairs lie in a k-d tree, the rest is
-    searched directly: a pair costs O(log n), and the tree depends on the pairs alone, so that a resumed store answers alike.
+    dimensions: D. least: pairs that must be stored before progress is measured (6). most: latest pairs that are kept, rounded up to whole
+    blocks of 512, of which one more may be under way; None, all. Source: Portelas et al., CoRL 2019 (arXiv 1910.07224), section 4; there
+    the store keeps every pair, and a new pair does not replace its neighbour. Of neighbours at the same distance the latest counts among
+    recent pairs (the source leaves it open). Whole blocks lie in a k-d tree, the rest is searched directly: a pair costs O(log n), and
+    the tree depends on the pairs alone, so that a resumed store answers alike.
     """
 
-    def __init__(self, dimensions: int, *, least: int = 6) -> None:
+    def __init__(self, dimensions: int, *, least: int = 6, most: int | None = None) -> None:
         self.least = least
+        self._most = None if most is None else -(-most // _BLOCK) * _BLOCK
         self._task_MD = np.zeros((_BLOCK, dimensions))
         self._reward_M = np.zeros(_BLOCK)
         self._size = 0
@@ -36,7 +38,10 @@ class AbsoluteLearningProgress:
         self._task_MD[self._size], self._reward_M[self._size] = task_D, reward
         self._size += 1
         if self._size % _BLOCK == 0:
-            self._plant()
+            if self._most is None or self._size <= self._most:
+                self._plant()
+            else:
+                self.pairs = self.pairs[-self._most :]
         return float(progress)
 
     def _nearest(self, task_D: Float) -> float:
@@ -64,7 +69,7 @@ class AbsoluteLearningProgress:
     @pairs.setter
     def pairs(self, pair_MQ: Float) -> None:
         self._size = len(pair_MQ)
-        room = max(_BLOCK, self._size)
+        room = -(-max(1, self._size) // _BLOCK) * _BLOCK
         self._task_MD, self._reward_M = np.zeros((room, pair_MQ.shape[1] - 1)), np.zeros(room)
         self._task_MD[: self._size], self._reward_M[: self._size] = pair_MQ[:, :-1], pair_MQ[:, -1]
         self._plant()

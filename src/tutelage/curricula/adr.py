@@ -49,9 +49,9 @@ class ADR(SpaceCurriculum):
         boundary_share: float = 0.5,
         reward_range: Range = None,
     ) -> None:
-        if not low < high or step <= 0 or queue < 1 or not 0 <= boundary_share <= 1:
+        if not low < high or not 0 < step < np.inf or queue < 1 or not 0 <= boundary_share <= 1:
             raise TutelageError(
-                "adr: low must lie below high, step above 0, queue be at least 1 and boundary_share in [0, 1]; got "
+                "adr: low must lie below high, step be above 0 and finite, queue be at least 1 and boundary_share in [0, 1]; got "
                 f"low={low}, high={high}, step={step}, queue={queue}, boundary_share={boundary_share}."
             )
         first = None if initial is None else [float(x) for x in initial]

@@ -45,7 +45,9 @@ class Again(ALPGMM):
     is not similar; None, all are. select: "scores", or "random" (a control). advance: R, T or P, see the module. random_share: once an
     expert is chosen; end_random: after its last niche, None, the same. least_progress: of a component that is distilled. returns,
     tolerance: of rule R. patience: episodes after which a niche is left whatever its returns (an extension, off; a wrong expert's target
-    may never be met). The others as in `alp-gmm`.
+    may never be met). live: pool the niches with the live mixture; without it (the source's "IN only"), tasks come from the niches alone
+    until fit_every episodes at the last one have passed (rule P: for ever), then from the live mixture, with `pretest_random`. The others
+    as in `alp-gmm`.
 
     Where no earlier student resembles the new one, the method can do worse than ALP-GMM alone: set `max_distance`.
 
@@ -82,19 +84,22 @@ class Again(ALPGMM):
         returns: int = 10,
         tolerance: float = 1.0,
         patience: int | None = None,
+        live: bool = True,
         fit_every: int = 250,
         min_components: int = 2,
         max_components: int = 10,
         criterion: Criterion = "aic",
+        history: int | None = None,
         reward_range: Range = None,
     ) -> None:
         mixture: dict[str, Any] = {"fit_every": fit_every, "min_components": min_components, "max_components": max_components}
+        mixture |= {"history": history}
         super().__init__(space, seed=seed, random_share=random_share, criterion=criterion, reward_range=reward_range, **mixture)
         given = None if test_points is None else self.space.check(test_points, field="again: test_points").tolist()
         self.config |= {"tests": tests, "test_points": given, "test_every": test_every, "pretest_epochs": pretest_epochs}
         self.config |= {"nearest": nearest, "max_distance": max_distance, "select": select, "advance": advance, "end_random": end_random}
         self.config |= {"pretest_random": pretest_random, "least_progress": least_progress, "returns": returns, "tolerance": tolerance}
-        self.config |= {"patience": patience}
+        self.config |= {"patience": patience, "live": live}
         _check(self.config)
         self.test_TD = _spread(self.space, tests) if given is None else np.array(given)
         self.classroom = None
@@ -118,6 +123,10 @@ class Again(ALPGMM):
     ) -> float:
         """Test tasks for each task taught."""
         return (tests if test_points is None else len(test_points)) / test_every
+
+    @property
+    def asks(self) -> frozenset[str]:
+        return frozenset({"tests"})
 
     def wants(self) -> Wants | None:
         """The test tasks, one attempt each, whenever `test_every` more episodes have come back."""
@@ -177,7 +186,7 @@ class Again(ALPGMM):
         normal_NQ = self.rng.standard_normal((len(guided), mean_KQ.shape[1]))
         draw_NQ = mean_KQ[component_N] + np.einsum("nij,nj->ni", np.linalg.cholesky(cov_KQQ)[component_N], normal_NQ)
         points_ND[guided] = self.space.clip(draw_NQ[:, : self.space.dimensions])
-        borrowed = len(mean_KQ) - len(self.mean_KQ)
+        borrowed = len(self.niches[self.stage].mean_KQ) if self.follows else 0
         from_niche_N = component_N < borrowed
         self._proposed_N3[guided, 0] = np.where(from_niche_N, self.stage, -1)
         self._proposed_N3[guided, 1] = np.where(from_niche_N, component_N, component_N - borrowed)
@@ -185,9 +194,15 @@ class Again(ALPGMM):
         return points_ND
 
     @property
+    def follows(self) -> bool:
+        """Whether tasks come from an expert's niches, alone or among others."""
+        over = self.stage == len(self.niches) - 1 and self.since >= self.config["fit_every"] and self.config["advance"] != "P"
+        return bool(self.niches) and (self.config["live"] or not over)
+
+    @property
     def uniform_share(self) -> float:
         """The probability of a uniform task now."""
-        if not self.niches:
+        if not self.follows:
             return float(self.config["pretest_random"])
         after = self.ended and self.config["end_random"] is not None
         return float(self.config["end_random"] if after else self.config["random_share"])
@@ -195,10 +210,12 @@ class Again(ALPGMM):
     def _pool(self) -> tuple[Float, Float, Float]:
         """Components of IN_j, then those of the live mixture: means, covariances, and ALPs by which they are drawn."""
         live_K = self._utility_K()
-        if not self.niches:
+        if not self.follows:
             return self.mean_KQ, self.cov_KQQ, live_K
         niche = self.niches[self.stage]
         progress_K = np.maximum(niche.mean_KQ[:, -1], 0.0)
+        if not self.config["live"]:
+            return niche.mean_KQ, niche.cov_KQQ, progress_K
         means, covs = np.concatenate([niche.mean_KQ, self.mean_KQ]), np.concatenate([niche.cov_KQQ, self.cov_KQQ])
         return means, covs, np.concatenate([progress_K, live_K])
 
@@ -241,9 +258,9 @@ class Again(ALPGMM):
             self._next()
 
     def _next(self) -> None:
-        self.queue, self.since = [], 0
+        self.queue = []
         if self.stage < len(self.niches) - 1:
-            self.stage += 1
+            self.stage, self.since = self.stage + 1, 0
         else:
             self.ended, self.recent = True, [[] for _ in self.niches[self.stage].mean_KQ]
 
@@ -255,11 +272,11 @@ class Again(ALPGMM):
         fits = tuple(Fit(int(fit["episode"]), fit["mean_KQ"], fit["cov_KQQ"]) for fit in self.fits)
         return Trace(self.test_TD, self.kc_ET.copy(), self.config["fit_every"], fits, self.reward_M, self.origin_M)
 
-    def enrol(self) -> str | None:
+    def enrol(self, *, improved: bool = True) -> str | None:
         """Add this run to the classroom; its name there, or None where it is not worth keeping (see `Classroom.add`)."""
         if self.classroom is None:
             raise TutelageError("again: there is no classroom to enrol in; build the curriculum with classroom='a directory'.")
-        return self.classroom.add(self.trace)
+        return self.classroom.add(self.trace, improved=improved)
 
     @property
     def reward_M(self) -> Float:
@@ -312,6 +329,9 @@ def _check(config: dict[str, Any]) -> None:
     for name in ("pretest_random", "end_random"):
         if config[name] is not None and not 0 <= config[name] <= 1:
             raise TutelageError(f"again: {name} must lie in [0, 1]; got {config[name]}.")
+    for name in ("least_progress", "tolerance"):
+        if not np.isfinite(config[name]):
+            raise TutelageError(f"again: {name} must be finite; got {config[name]}.")
     if config["max_distance"] is not None and not config["max_distance"] >= 0:
         raise TutelageError(f"again: max_distance must be at least 0; got {config['max_distance']}.")
     if config["test_points"] == []:

@@ -111,15 +111,16 @@ class Classroom:
         except (KeyError, TypeError) as error:
             raise TutelageError(f"{file} is not a whole run of a classroom: {type(error).__name__}: {error}. Remove it.") from error
 
-    def add(self, trace: Trace) -> str | None:
+    def add(self, trace: Trace, *, improved: bool = True) -> str | None:
         """Keep a run for later students; returns its name, or None where it is not worth keeping.
 
-        Kept is what ended no worse than it began (sums of the last and the first test epoch) and leaves a niche. The same run again
-        changes nothing.
+        Kept is what leaves a niche and ended no worse than it began (sums of the last and the first test epoch); improved: False leaves
+        the latter out (the source filters its toy students so, and keeps all of its walkers). The same run again changes nothing.
         """
         if not np.array_equal(trace.test_TD, self.test_TD):
             raise TutelageError(f"This run was tested on other tasks than the classroom {self.path}; it was not added.")
-        if not len(trace.kc_ET) or trace.kc_ET[-1].sum() < trace.kc_ET[0].sum() or not distil(trace):
+        worse = improved and len(trace.kc_ET) and trace.kc_ET[-1].sum() < trace.kc_ET[0].sum()
+        if not len(trace.kc_ET) or worse or not distil(trace):
             return None
         digest = hashlib.blake2b(digest_size=12)
         for array in (trace.kc_ET, trace.reward_M, trace.origin_M):

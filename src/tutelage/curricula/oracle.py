@@ -42,6 +42,8 @@ class Oracle(SpaceCurriculum):
     ) -> None:
         if not 0 < width <= 1 or every < 1:
             raise TutelageError(f"oracle: width must lie in (0, 1] and every be at least 1; got width={width}, every={every}.")
+        if not np.isfinite(threshold):
+            raise TutelageError(f"oracle: threshold must be finite; got {threshold}.")
         given = None if step is None else [float(s) for s in step]
         config = {"step": given, "width": width, "every": every, "threshold": threshold}
         super().__init__(space, seed=seed, config=config, reward_range=reward_range)

@@ -91,12 +91,12 @@ class RIAC(SpaceCurriculum):
         discard: float = 0.25,
         reward_range: Range = None,
     ) -> None:
-        if window < 4 or attempts < 1 or not 0 < discard <= 1 or not 0 < min_side <= 1 or mutation_noise < 0:
+        if window < 4 or attempts < 1 or not 0 < discard <= 1 or not 0 < min_side <= 1 or not 0 <= mutation_noise < np.inf:
             raise TutelageError(
-                "riac: window must be at least 4, attempts at least 1, discard and min_side in (0, 1], mutation_noise at least 0; got "
-                f"window={window}, attempts={attempts}, discard={discard}, min_side={min_side}, mutation_noise={mutation_noise}."
+                "riac: window must be at least 4, attempts at least 1, discard and min_side in (0, 1], mutation_noise finite and at least "
+                f"0; got window={window}, attempts={attempts}, discard={discard}, min_side={min_side}, mutation_noise={mutation_noise}."
             )
-        if mutation_share < 0 or random_share < 0 or mutation_share + random_share > 1:
+        if not (mutation_share >= 0 and random_share >= 0 and mutation_share + random_share <= 1):
             raise TutelageError(
                 f"riac: mutation_share and random_share must be at least 0 and at most 1 together; got {mutation_share} and {random_share}."
             )

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from tutelage.curricula._base import Wants
-from tutelage.curricula._gaussian import Gaussian
+from tutelage.curricula._gaussian import Gaussian, Vector, stated_gaussian
 from tutelage.curricula._spaces import Float, Range, SpaceCurriculum
 from tutelage.errors import TutelageError, unknown
 from tutelage.outcomes import Outcomes
@@ -28,7 +28,6 @@ from tutelage.spaces import TaskSpace
 
 Values = Literal["returns", "query"]
 Performance = Literal["value", "return"]
-Vector = tuple[float, ...] | None
 
 _CG_STEPS, _CG_DAMPING, _CG_RESIDUAL = 10, 1e-2, 1e-10
 _LINE_SEARCH, _TOLERANCE = 10, 1.5
@@ -143,16 +142,10 @@ class SelfPaced(SpaceCurriculum):
 
     def _gaussian(self, which: str, mean_D: Float, std: float) -> Gaussian:
         """The initial or the target Gaussian, in units of the sides."""
-        std_D = np.full(self.space.dimensions, std)
-        if self.config[f"{which}_mean"] is not None:
-            mean_D = self._unit(self.space.check([self.config[f"{which}_mean"]], field=f"self-paced: {which}_mean")[0])
-        if self.config[f"{which}_std"] is not None:
-            given_D = np.array(self.config[f"{which}_std"])
-            if given_D.shape != std_D.shape or not np.isfinite(given_D).all() or (given_D <= 0).any():
-                names = ", ".join(self.space.names)
-                raise TutelageError(f"self-paced: {which}_std needs one finite number above 0 for each of {names}; got {given_D.tolist()}.")
-            std_D = np.maximum(given_D / self.space.range_D, _LEAST_STD)
-        return Gaussian(mean_D, np.diag(std_D))
+        stated = (self.config[f"{which}_mean"], self.config[f"{which}_std"])
+        stated_D, std_D = stated_gaussian(self.space, *stated, share=std, name=f"self-paced: {which}")
+        unit_D = np.maximum(std_D / self.space.range_D, _LEAST_STD)
+        return Gaussian(mean_D if stated_D is None else self._unit(stated_D), np.diag(unit_D))
 
     def _unit(self, points_ND: Float) -> Float:
         return (points_ND - self.space.low_D) / self.space.range_D
@@ -177,6 +170,10 @@ class SelfPaced(SpaceCurriculum):
                     self.due = True
                 else:
                     self._update(self.return_M)
+
+    @property
+    def asks(self) -> frozenset[str]:
+        return frozenset({"value"} if self.config["values"] == "query" else ())
 
     def wants(self) -> Wants | None:
         """With values="query", the contexts of an update that is due: the critic's value at each one's first state, as signal "value"."""

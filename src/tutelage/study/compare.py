@@ -9,7 +9,6 @@ on the same demonstrations for as many steps.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from tutelage.study.config import Arm, BudgetKind, Run, parse_arm
 from tutelage.study.provenance import machine, versions
 from tutelage.study.schema import Cell, League, RowKind, progress_axis_of, without_nan
 from tutelage.study.stats import seeds_needed
+from tutelage.study.store import digest, finished_cell, occupy
 from tutelage.study.workers import run_all
 
 DEFAULT_ARMS = ("uniform", "sec:tau=0.2", "dump")
@@ -115,17 +115,9 @@ class Comparison:
             return False
         job = Job(plan.name, plan.arm, seed, budget)
         path = self.out / "cells" / f"{job.file_name}.json"
-        if not path.exists():
+        record = finished_cell(path, self._identity(job), plan.name)
+        if record is None:
             return False
-        try:
-            record = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise TutelageError(f"The finished cell {path} is not readable as JSON. Delete it to run that cell again.") from None
-        if record.get("identity") != self._identity(job):
-            raise TutelageError(
-                f"{path} was made with another configuration of the arm {plan.name!r} or another budget. "
-                "Give another --out, or remove that directory; nothing was changed."
-            )
         self.records[(plan.name, seed)] = record
         return True
 
@@ -192,10 +184,6 @@ def _fingerprint(name: str) -> str:
     return digest([(p.name, p.stat().st_size, int(p.stat().st_mtime)) for p in files])
 
 
-def digest(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-
-
 def default_out(run: Run) -> Path:
     """runs/<model>-<tasks>-<hash>: the same command comes back to the same directory."""
     label = "-".join(safe_name(Path(name).stem) for name in (run.model, run.tasks[0]))
@@ -217,24 +205,7 @@ def resolved(comparison: Comparison) -> dict[str, Any]:
 
 def claim(comparison: Comparison) -> None:
     """Make OUT this comparison's: refuse a directory of another configuration or of something else; write config.json."""
-    out, mine = comparison.out, shared(comparison.run)
-    path = out / "config.json"
-    if path.exists():
-        theirs = json.loads(path.read_text()).get("shared", {})
-        if theirs != mine:
-            changed = [
-                f"{k}: there {theirs.get(k)!r}, now {mine.get(k)!r}"
-                for k in sorted(mine.keys() | theirs.keys())
-                if theirs.get(k) != mine.get(k)
-            ]
-            raise TutelageError(
-                f"{out} holds a comparison of another configuration ({'; '.join(changed[:4])}). Give another --out, or "
-                "repeat the command with the settings it was made with; nothing was changed."
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise TutelageError(f"{out} is not empty and holds no comparison. Give another --out; nothing was changed.")
-    (out / "cells").mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps({"shared": mine, **resolved(comparison)}, indent=1, default=str))
+    occupy(comparison.out, shared(comparison.run), resolved(comparison))
 
 
 def stored_run(out: Path | None) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def heat_panel(taught: Taught, league: League, groups: dict[str, list[int]] | No
     for line, (label, span) in labels.items():
         middle = tops[line] + span * height / 2
         canvas.add(Text(x=96, y=middle + 4, text=shortened(label, 92, 11), size=11, anchor="end", colour="muted"))
-    canvas.add(*_shaded(taught.share_AC, lines, tops, frame, height, full))
+    canvas.add(*shaded(taught.share_AC, lines, tops, frame, height, full))
     _add_steps(canvas, frame, taught.step_C)
     return canvas
 
@@ -214,7 +214,7 @@ def _add_steps(canvas: Canvas, frame: Frame, step_C: Floats) -> None:
         canvas.add(Text(x=x, y=frame.bottom + 19, text=label, size=11, anchor=anchor, colour="muted"))
 
 
-def _shaded(share_AC: Floats, lines: list[list[int]], tops: list[float], frame: Frame, height: float, full: float) -> list[Cells]:
+def shaded(share_AC: Floats, lines: list[list[int]], tops: list[float], frame: Frame, height: float, full: float) -> list[Cells]:
     """The cells of a heat map, one mark for each shade; neighbours of one shade are joined."""
     shade_LC = np.stack([np.nanmean(share_AC[line], axis=0) if len(line) > 1 else share_AC[line[0]] for line in lines]) / full
     shade_LC = np.where(np.isfinite(shade_LC), np.ceil(np.clip(shade_LC, 0, 1) * SHADES), 0).astype(int)

@@ -14,7 +14,7 @@ from tutelage.study.figures import Style
 from tutelage.study.plates import Plates
 from tutelage.study.schema import League, Number, Row, display_name, progress_word
 
-VERDICTS = {"holds", "reversed", "not shown", "too few seeds", "baseline", "control"}
+VERDICTS = {"holds", "reversed", "not shown", "too few seeds", "baseline", "control", "none", "low", "medium", "high"}
 RULE = (
     "A verdict comes from the exact paired sign-flip test on the differences seed by seed, two-sided at 0.05, with Holm's correction over "
     "all comparisons. “Not shown” is not “no difference”; with too few seeds no result could pass, and none is called."
@@ -37,7 +37,7 @@ def text(value: str) -> str:
 
 
 def badge(verdict: str) -> str:
-    """A verdict as a word on a coloured ground, with a shape for those who do not see the colour."""
+    """A verdict, or an audit's severity, as a word on a coloured ground, with a shape for those who do not see the colour."""
     kind = verdict.replace(" ", "-") if verdict in VERDICTS else "other"
     return f'<span class="badge {kind}">{text(verdict)}</span>'
 
@@ -79,11 +79,11 @@ def table(kind: str, label: str, header: str, rows: Sequence[str]) -> str:
     return f'<div class="scroll" role="region" aria-label="{text(label)}" tabindex="0">{inside}</div>'
 
 
-def drawing(canvas: Canvas, spoken: str, title: str = "", note: str = "") -> str:
-    """A panel as a figure with its title; `spoken` describes it to screen readers."""
+def drawing(canvas: Canvas, spoken: str, title: str = "", note: str = "", key: str = "") -> str:
+    """A panel as a figure with its title and, as HTML, its key of colours; `spoken` describes it to screen readers."""
     quiet = f' <span class="quiet">{text(note)}</span>' if note else ""
     caption = f"<figcaption>{text(title)}{quiet}</figcaption>" if title else ""
-    return f"<figure>{caption}{canvas.page_svg(spoken)}</figure>"
+    return f"<figure>{caption}{key}{canvas.page_svg(spoken)}</figure>"
 
 
 def sentence(phrase: str) -> str:

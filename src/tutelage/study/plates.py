@@ -86,11 +86,12 @@ def _curves(league: League, rows: Sequence[Row], look: dict[str, Style]) -> tupl
             scale, name = time_unit(max(float(curve.x_X[-1]) for curve in curves.values()))
         unit = (scale, name if axis != "seconds" else f"{name} of training")
         panels[axis] = figures.curves_panel(curves, look, axis=axis, unit=unit, target=league["target"], y_range=y_range)
-        numbers[axis] = [_curve_numbers(curve, look[row], scale) for row, curve in curves.items()]
+        numbers[axis] = [curve_numbers(curve, look[row], scale) for row, curve in curves.items()]
     return panels, numbers
 
 
-def _curve_numbers(curve: series.MeanCurve, style: Style, scale: float) -> dict[str, Any]:
+def curve_numbers(curve: series.MeanCurve, style: Style, scale: float = 1.0) -> dict[str, Any]:
+    """A curve for the page's script, which shows it under the pointer; x in units of `scale`."""
     return {
         "row": style.row,
         "x": [float(f"{x / scale:.5g}") for x in curve.x_X],

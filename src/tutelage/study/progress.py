@@ -34,8 +34,9 @@ class Meter:
 class Display:
     """Call it with what `run_comparison` tells; use it as a context manager."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, *, measure: str = "held-out", unit: str = "step", lines: int = 1000) -> None:
+        """measure: what a run is scored by. unit: what its steps are. lines: of finished runs, at most about so many are printed."""
+        self.console, self.measure, self.unit, self.most_lines = console, measure, unit, lines
         self.meter = Meter(1, 0)
         self.bars: Progress | None = None
         self.lines: dict[str, TaskID] = {}
@@ -68,13 +69,13 @@ class Display:
     def _step(self, payload: Any) -> None:
         job, info = payload
         self.meter.shares[job.name] = info["share"]
-        words = f"step {info['step']} · reward {_number(info['reward'])} · held-out {_number(info['accuracy'])}"
+        words = f"{self.unit} {info['step']} · reward {_number(info['reward'])} · {self.measure} {_number(info['accuracy'])}"
         if self.bars is not None:
             if job.name not in self.lines:
                 self.lines[job.name] = self.bars.add_task(f"{job.row}, seed {job.seed}", total=1.0, words="")
             self.bars.update(self.lines[job.name], completed=info["share"], words=words)
             self._overall()
-        elif info["share"] - self.said.get(job.name, 0.0) >= 0.5:
+        elif self.meter.cells <= self.most_lines and info["share"] - self.said.get(job.name, 0.0) >= 0.5:
             self.said[job.name] = info["share"]
             self.console.print(f"{job.row}, seed {job.seed}: {words}; {self.meter.left}", highlight=False)
 
@@ -86,8 +87,10 @@ class Display:
         if self.bars is not None and job.name in self.lines:
             self.bars.remove_task(self.lines.pop(job.name))
             self._overall()
+        if self.meter.done % max(1, self.meter.cells // self.most_lines) and self.meter.done < self.meter.cells:
+            return
         self.console.print(
-            f"{self.meter.done:>3}/{self.meter.cells}  {job.row}, seed {job.seed}: held-out {_number(accuracy)} "
+            f"{self.meter.done:>3}/{self.meter.cells}  {job.row}, seed {job.seed}: {self.measure} {_number(accuracy)} "
             f"after {duration(seconds)}; {self.meter.left}",
             highlight=False,
         )

@@ -48,8 +48,8 @@ class Arm:
     """One condition: `run(seed, smoke)` computes its cell on one seed.
 
     about: the arm in one line. settings: in full, for the record. seeds: how many, if not as many as the replication's.
-    A cell holds `score`, a dict of numbers, and optionally `curve`, a dict of lists over evaluations with the axes `step`, `rollouts`,
-    `training_tokens`, `seconds` and the primary metric, `taught` and `cost`. Plain JSON values only.
+    A cell holds `score`, a dict of numbers, and optionally `curve`, a dict of lists over evaluations with those of the axes `step`,
+    `rollouts`, `training_tokens`, `seconds` that there are and the primary metric, `taught` and `cost`. Plain JSON values only.
     """
 
     run: Callable[[int, bool], Cell]
@@ -283,7 +283,7 @@ def _curve(cell: Cell, axis: str, metric: str) -> tuple[NDArray[np.float64], NDA
 
 def _common_end(cells: Any, axis: str, metric: str) -> float | None:
     """How far along an axis every curve reaches; None where one ends before another begins (a dearer start)."""
-    curves = [_curve(cell, axis, metric)[0] for cell in cells if "curve" in cell]
+    curves = [_curve(cell, axis, metric)[0] for cell in cells if {axis, metric} <= cell.get("curve", {}).keys()]
     end = min((x_X[-1] for x_X in curves), default=None)
     return None if end is None or any(x_X[0] > end for x_X in curves) else float(end)
 
@@ -291,8 +291,8 @@ def _common_end(cells: Any, axis: str, metric: str) -> float | None:
 def _means(cells: list[Cell], metric: str, ends: Mapping[str, float | None]) -> dict[str, float]:
     """Means over seeds of an arm's scores, costs, and areas under the primary metric's curve up to where all arms reach."""
     mean = {key: float(np.mean([cell["score"][key] for cell in cells])) for key in cells[0]["score"]}
-    if "curve" in cells[0]:
-        for axis, end in ((axis, end) for axis, end in ends.items() if end is not None):
+    if metric in cells[0].get("curve", {}):
+        for axis, end in ((axis, end) for axis, end in ends.items() if end is not None and axis in cells[0]["curve"]):
             mean[f"area_by_{axis}"] = float(np.mean([stats.area_under_curve(*_curve(cell, axis, metric), until=end) for cell in cells]))
     for key in cells[0].get("cost", {}):
         mean[key] = float(np.mean([cell["cost"][key] for cell in cells]))

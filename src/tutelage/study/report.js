@@ -56,7 +56,7 @@
       const x = low + ((px - left) / (right - left)) * (high - low);
       for (const [key, value] of [["x1", px], ["x2", px], ["y1", top], ["y2", bottom]]) line.setAttribute(key, value);
       svg.append(line);
-      const shown = axis === "seconds" ? x.toPrecision(3) : Math.round(x).toLocaleString("en");
+      const shown = axis === "seconds" || high < 20 ? x.toPrecision(3) : Math.round(x).toLocaleString("en");
       show(event, make("div", `${shown} ${svg.dataset.unit}`), curveTable(data.curves[axis], x));
     });
     svg.addEventListener("pointerleave", () => { line.remove(); hide(); });

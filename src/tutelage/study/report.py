@@ -10,6 +10,7 @@ import base64
 import datetime
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -94,7 +95,6 @@ def report_html(league: League, plates: Plates) -> str:
 
 def _page(league: League, plates: Plates, detail: int) -> str:
     """The page; `detail` 0 is everything, 1 leaves out each run's curve from the JSON, 2 the tooltips' data, 3 the panels by arm."""
-    script = _resource("report.js")
     numbers = plates.numbers if detail < 2 else {**plates.numbers, "curves": {}, "heat": {}}
     sections = [
         ("League table", "league-table", pieces.league_section(league, plates)),
@@ -105,18 +105,50 @@ def _page(league: League, plates: Plates, detail: int) -> str:
         ("Cost", "cost", pieces.cost_section(league, plates)),
         ("Setup", "setup", _setup_section(league)),
     ]
-    present = [(name, anchor, body) for name, anchor, body in sections if body]
-    return Template(_resource("report.html")).substitute(
-        title=pieces.text(league["title"]),
-        style=_style(),
+    return page_html(
+        title=league["title"],
         kicker=_kicker(league),
-        headline=pieces.text(words.headline(league)),
+        headline=words.headline(league),
         deck=_deck(league),
         findings=_findings(plates),
+        sections=sections,
+        footer=_footer(league),
+        data=_summary(league, with_curves=detail < 1),
+        numbers=numbers,
+    )
+
+
+def page_html(
+    *,
+    title: str,
+    kicker: str,
+    headline: str,
+    deck: str,
+    findings: str,
+    sections: Sequence[tuple[str, str, str]],
+    footer: str,
+    data: Any,
+    numbers: dict[str, Any],
+) -> str:
+    """A page in the report's look, which loads nothing.
+
+    title, headline: as plain text; kicker, deck, findings, footer: as HTML. sections: name, anchor and HTML body of each; those without a
+    body are left out. data: what the page holds as JSON for other programs. numbers: what the script shows of curves and maps, see
+    `Plates.numbers`.
+    """
+    script = _resource("report.js")
+    present = [(name, anchor, body) for name, anchor, body in sections if body]
+    return Template(_resource("report.html")).substitute(
+        title=pieces.text(title),
+        style=_style(),
+        kicker=kicker,
+        headline=pieces.text(headline),
+        deck=deck,
+        findings=findings,
         nav="<nav>" + "".join(f'<a href="#{anchor}">{name}</a>' for name, anchor, _ in present) + "</nav>",
         sections="\n".join(f'<section id="{anchor}" aria-labelledby="{anchor}-h">\n{body}\n</section>' for _, anchor, body in present),
-        footer=_footer(league),
-        league=embedded(_summary(league, with_curves=detail < 1)),
+        footer=footer,
+        league=embedded(data),
         figures=embedded(numbers),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -11,10 +11,11 @@ from tutelage.errors import TutelageError
 from tutelage.files import atomic_write
 from tutelage.study import answers, engines, series
 from tutelage.study.cell import Bench, Job, record_of, train_cell
-from tutelage.study.compare import default_out, digest, shared
+from tutelage.study.compare import default_out, shared
 from tutelage.study.config import PARTS, Arm, Run, parse_arm
 from tutelage.study.provenance import versions
 from tutelage.study.rounds import train_rounds
+from tutelage.study.store import digest
 from tutelage.study.words import duration
 from tutelage.tasks.diagnostics import rambling
 

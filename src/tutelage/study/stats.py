@@ -131,11 +131,16 @@ def paired(method_S: ArrayLike, baseline_S: ArrayLike, *, rng: np.random.Generat
 
 
 def _summary(difference_S: Floats, rng: np.random.Generator | None) -> Paired:
-    n, mean = len(difference_S), float(difference_S.mean())
-    half = math.nan
-    if n > 1:
-        half = float(stdtrit(n - 1, 1 - LEVEL / 2) * difference_S.std(ddof=1) / math.sqrt(n))
-    return Paired(mean=mean, low=mean - half, high=mean + half, p=sign_flip_p(difference_S, rng=rng), n=n)
+    mean, low, high = t_interval(difference_S)
+    return Paired(mean=mean, low=low, high=high, p=sign_flip_p(difference_S, rng=rng), n=len(difference_S))
+
+
+def t_interval(value_S: ArrayLike) -> tuple[float, float, float]:
+    """Mean over seeds, and the ends of its 95 % t interval (NaN at one seed)."""
+    value_S = _finite(value_S, "value_S")
+    n, mean = len(value_S), float(value_S.mean())
+    half = float(stdtrit(n - 1, 1 - LEVEL / 2) * value_S.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return mean, mean - half, mean + half
 
 
 def seeds_needed(comparisons: int, level: float = LEVEL) -> int:

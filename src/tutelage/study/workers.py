@@ -18,25 +18,38 @@ from typing import Any, Protocol
 
 from tutelage.errors import TutelageError
 from tutelage.machine import cores
-from tutelage.study.cell import Job
-from tutelage.study.config import Run
 
 Event = tuple[str, int, Any]
+Work = Callable[[Any, Callable[[dict[str, Any]], None]], dict[str, Any]]
+"""What a worker does with a job: told how to tell of its steps, it returns the record."""
+Begin = Callable[[Any, Path, int], Work]
+"""What a worker does once: from the run, a folder and its number of threads to its work. A function of a module, for it is pickled."""
+
+
+def engine(run: Any, folder: Path, threads: int) -> Work:
+    """The work of `tutelage compare`: cells of language models."""
+    import torch
+
+    from tutelage.study.cell import Bench, run_cell
+
+    torch.set_num_threads(threads)
+    bench = Bench(run)
+    return lambda job, tell: run_cell(bench, job, folder / job.file_name, tell)
 
 
 class Schedule(Protocol):
     """Which cell next, and what became of it."""
 
-    def next_job(self) -> Job | None:
+    def next_job(self) -> Any:
         """A job that can start now; None while there is none."""
 
-    def finished(self, job: Job, record: dict[str, Any]) -> None:
+    def finished(self, job: Any, record: dict[str, Any]) -> None:
         """A cell is done; jobs that waited for it may start."""
 
 
-def run_all(run: Run, schedule: Schedule, folder: Path, *, jobs: int, tell: Callable[[str, Any], None]) -> None:
+def run_all(run: Any, schedule: Schedule, folder: Path, *, jobs: int, tell: Callable[[str, Any], None], begin: Begin = engine) -> None:
     """Run every job of the schedule; `tell(kind, payload)` hears "step" and "done". The first error stops everything and is raised."""
-    with _workers(run, folder, jobs) as (processes, inboxes, events):
+    with _workers(run, folder, jobs, begin) as (processes, inboxes, events):
         idle, running = list(range(jobs)), {}
         while True:
             while idle and (job := schedule.next_job()) is not None:
@@ -57,7 +70,7 @@ def run_all(run: Run, schedule: Schedule, folder: Path, *, jobs: int, tell: Call
             tell("done", (job, payload))
 
 
-def _next_event(events: Any, processes: list[Any], running: dict[int, Job]) -> Event:
+def _next_event(events: Any, processes: list[Any], running: dict[int, Any]) -> Event:
     while True:
         try:
             return events.get(timeout=5)
@@ -72,7 +85,7 @@ def _next_event(events: Any, processes: list[Any], running: dict[int, Job]) -> E
 
 
 @contextmanager
-def _workers(run: Run, folder: Path, jobs: int) -> Iterator[tuple[list[Any], list[Any], Any]]:
+def _workers(run: Any, folder: Path, jobs: int, begin: Begin) -> Iterator[tuple[list[Any], list[Any], Any]]:
     context = multiprocessing.get_context("spawn")
     threads = max(1, cores() // jobs)
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
@@ -82,7 +95,7 @@ def _workers(run: Run, folder: Path, jobs: int) -> Iterator[tuple[list[Any], lis
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")}
     os.environ |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}  # read by children while they start
     processes = [
-        context.Process(target=_work, args=(i, run, folder, threads, inbox, events), daemon=True) for i, inbox in enumerate(inboxes)
+        context.Process(target=_work, args=(i, run, folder, threads, begin, inbox, events), daemon=True) for i, inbox in enumerate(inboxes)
     ]
     try:
         for process in processes:
@@ -99,20 +112,14 @@ def _workers(run: Run, folder: Path, jobs: int) -> Iterator[tuple[list[Any], lis
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _work(worker: int, run: Run, folder: Path, threads: int, inbox: Any, events: Any) -> None:
+def _work(worker: int, run: Any, folder: Path, threads: int, begin: Begin, inbox: Any, events: Any) -> None:
     """A worker's life: import once, then run cells until told to stop, or until the parent is gone."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         quiet()
-        import torch
-
-        from tutelage.study.cell import Bench, run_cell
-
-        torch.set_num_threads(threads)
-        bench = Bench(run)
+        work = begin(run, folder, threads)
         while (job := inbox.get()) is not None:
-            record = run_cell(bench, job, folder / job.file_name, lambda info: events.put(("step", worker, info)))
-            events.put(("done", worker, record))
+            events.put(("done", worker, work(job, lambda info: events.put(("step", worker, info)))))
     except TutelageError as error:
         events.put(("error", worker, str(error)))
     except KeyboardInterrupt:

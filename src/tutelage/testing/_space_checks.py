@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+import tempfile
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from tutelage.curricula._base import Curriculum
+from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.outcomes import Outcomes
 from tutelage.spaces import TaskSpace
 from tutelage.testing._lessons import (
@@ -25,6 +29,7 @@ from tutelage.testing._lessons import (
     snapshot,
     state_bytes,
 )
+from tutelage.traces import read_trace
 
 SHARED = (
     "check_declaration",
@@ -72,6 +77,30 @@ def check_a_pool_is_refused(factory: OverSpaces) -> None:
     """A `TaskPool` in place of a space raises `TutelageError` and says what was expected."""
     message = raises(lambda: factory(make_pool(), 0), "building a curriculum over spaces from a TaskPool")
     expect("TaskSpace" in message, f"the error for a pool does not name TaskSpace: {message}")
+
+
+def check_bad_spaces(factory: OverSpaces) -> None:
+    """A box with a side that is empty, reversed or not finite raises `TutelageError` and names the side."""
+    for low, high in ((2.0, 2.0), (2.0, 1.0), (2.0, math.inf), (-math.inf, 2.0), (math.nan, 2.0)):
+        box = SimpleNamespace(low=np.array([0.0, low]), high=np.array([1.0, high]))
+        message = raises(functools.partial(factory, box, 0), f"building a curriculum over a side from {low} to {high}")
+        expect("'x1'" in message, f"the error for a side from {low} to {high} does not name it: {message}")
+
+
+def check_points_outside(factory: OverSpaces) -> None:
+    """A point outside the space, or with a NaN, raises, names `point_ND` and the parameter, and teaches nothing."""
+    space = make_space()
+    curriculum = factory(space, 0)
+    run(curriculum, space, 2)
+    points_ND = curriculum.propose(4)
+    good = simulate(space, points_ND, step=2)
+    for bad in (space.high_D[1] + 1.0, math.nan, math.inf):
+        outside_ND = points_ND.copy()
+        outside_ND[3, 1] = bad
+        message = raises(functools.partial(Outcomes.of, space, outside_ND, reward=np.zeros(4)), f"Outcomes.of a point at {bad}")
+        expect("row 3" in message and space.names[1] in message, f"the error for a point at {bad} does not name it: {message}")
+        _refused(curriculum, replace(good, point_ND=outside_ND), "point_ND row 3", f"a point at {bad}")
+    curriculum.observe(good)
 
 
 def check_order_of_rows(factory: OverSpaces) -> None:
@@ -137,6 +166,29 @@ def _refused(curriculum: Curriculum, outcomes: Outcomes, field: str, what: str) 
     message = raises(functools.partial(curriculum.observe, outcomes), f"observing {what}")
     expect(field in message, f"the error for {what} does not name {field}: {message}")
     expect(same(before, snapshot(curriculum)), f"observing {what} raised, but had already changed the curriculum")
+
+
+def check_trace(factory: OverSpaces) -> None:
+    """A run that is logged decides as one that is not, and its trace holds every point and return, over a resume too."""
+    space = make_space()
+    plain, logged, resumed = (factory(space, 0) for _ in range(3))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.jsonl"
+        assert isinstance(logged, SpaceCurriculum)
+        assert isinstance(resumed, SpaceCurriculum)
+        logged.log_to(path)
+        expected = [*run(plain, space, 3), *run(plain, space, 2, start=3)]
+        before = run(logged, space, 3)
+        state = logged.state_dict()
+        run(logged, space, 1, start=3)  # taken back
+        resumed.load_state_dict(state)
+        resumed.log_to(path)
+        difference = first_difference(expected, before + run(resumed, space, 2, start=3))
+        expect(not difference, f"a logged run decides otherwise than one that is not logged: {difference}")
+        trace = read_trace(path)
+    points_MD = np.concatenate([points_ND for points_ND, _ in expected])
+    expect(same(trace.point_MD, points_MD), "the trace does not hold the points that were proposed")
+    expect(bool(np.isfinite(trace.returned_M).all()), "the trace lacks lessons that were observed")
 
 
 def check_state_growth(factory: OverSpaces) -> None:

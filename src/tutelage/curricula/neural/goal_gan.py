@@ -11,14 +11,15 @@ form of TeachMyAgent (Romac et al., ICML 2021, arXiv 2103.09815).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tutelage.curricula._gaussian import stated_gaussian
 from tutelage.curricula._spaces import LEDGER, Float, Range, SpaceCurriculum
 from tutelage.curricula.neural._lsgan import LSGAN
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, unknown
 from tutelage.registry import curricula
 from tutelage.spaces import TaskSpace
 
@@ -35,12 +36,12 @@ class GoalGAN(SpaceCurriculum):
     update: labelled tasks per training. rollouts: results per generated task. replay: probability of a mastered task. pretrain: iterations
     on 1,000 draws of an initial Gaussian before the first task (the benchmark: 500). initial_mean, initial_std: of that Gaussian, in the
     parameters' units; None, a uniformly drawn mean and a tenth of each side. generator, discriminator: hidden widths. iterations,
-    learning_rate: of a training. reward_range: see `alp-gmm`; `success` then is in [0, 1]. The benchmark's tuned values are noise 0.1,
-    replay 0.1 and pretrain 500.
+    learning_rate: of a training. generated: "space", the generator's range (-1, 1)^D is the space; "twice", as released, it is twice
+    as long as each side, and what falls outside is clipped. reward_range: see `alp-gmm`; `success` then is in [0, 1]. The benchmark's tuned
+    values are noise 0.1, replay 0.1 and pretrain 500.
 
-    Departures: the generator's range (-1, 1) is the space, so that outputs need no clipping before the noise; one generator of chance,
-    Glorot-uniform first weights, RMSProp with torch's constants; several attempts in one row of a lesson are one result, with their mean
-    return; of generated tasks whose episodes never come back all but the last 4,096 are forgotten.
+    Departures: one generator of chance, Glorot-uniform first weights, RMSProp with torch's constants; several attempts in one row of a
+    lesson are one result, with their mean return; of generated tasks whose episodes never come back all but the last 4,096 are forgotten.
     """
 
     name = "goal-gan"
@@ -64,6 +65,7 @@ class GoalGAN(SpaceCurriculum):
         discriminator: tuple[int, ...] = (128, 128),
         iterations: int = 250,
         learning_rate: float = 1e-3,
+        generated: Literal["space", "twice"] = "space",
         reward_range: Range = None,
     ) -> None:
         counts, widths = {"update": update, "rollouts": rollouts, "iterations": iterations}, (*generator, *discriminator)
@@ -77,11 +79,15 @@ class GoalGAN(SpaceCurriculum):
                 "goal-gan: success must be finite, noise and distance at least 0, learning_rate above 0; got "
                 f"success={success}, noise={noise}, distance={distance}, learning_rate={learning_rate}."
             )
+        if generated not in ("space", "twice"):
+            raise unknown("generated of goal-gan", generated, ("space", "twice"))
         vectors = {"initial_mean": initial_mean, "initial_std": initial_std}
         config: dict[str, Any] = {name: None if vector is None else [float(x) for x in vector] for name, vector in vectors.items()}
         config |= {"success": success, "noise": noise, "distance": distance, **counts, "replay": replay, "pretrain": pretrain}
-        config |= {"generator": list(generator), "discriminator": list(discriminator), "learning_rate": learning_rate}
+        config |= {"generator": list(generator), "discriminator": list(discriminator)}
+        config |= {"learning_rate": learning_rate, "generated": generated}
         super().__init__(space, seed=seed, config=config, reward_range=reward_range)
+        self.side = {"space": 2.0, "twice": 1.0}[generated]  # of the space, in the generator's units
         d, layers = self.space.dimensions, {"generator": list(generator), "discriminator": list(discriminator)}
         self.gan = LSGAN(d, self.rng, learning_rate=learning_rate, **layers)
         self.queue_QD = np.zeros((0, d))  # a generated task's further rollouts
@@ -92,21 +98,19 @@ class GoalGAN(SpaceCurriculum):
             self._pretrain(pretrain)
 
     def _pretrain(self, iterations: int) -> None:
-        mean_D = self.space.sample(1, self.rng)[0]
-        if self.config["initial_mean"] is not None:
-            mean_D = self.space.check([self.config["initial_mean"]], field="goal-gan: initial_mean")[0]
-        std_D = 0.1 * self.space.range_D
-        if self.config["initial_std"] is not None:
-            std_D = np.array(self.config["initial_std"])
-            if std_D.shape != mean_D.shape or not np.isfinite(std_D).all() or (std_D <= 0).any():
-                names = ", ".join(self.space.names)
-                raise TutelageError(f"goal-gan: initial_std needs one finite number above 0 for each of {names}; got {std_D.tolist()}.")
+        drawn_D = self.space.sample(1, self.rng)[0]
+        stated_D, std_D = stated_gaussian(self.space, self.config["initial_mean"], self.config["initial_std"], name="goal-gan: initial")
+        mean_D = drawn_D if stated_D is None else stated_D
         draw_ND = self.space.clip(mean_D + std_D * self.rng.standard_normal((_PRETRAINED_ON, self.space.dimensions)))
         self.gan.train(self._inside(draw_ND), np.ones(_PRETRAINED_ON, dtype=bool), iterations, self.rng)
 
     def _inside(self, points_ND: Float) -> Float:
-        """Points of the space in [-1, 1]^D."""
-        return 2 * (points_ND - self.space.low_D) / self.space.range_D - 1
+        """Points of the space as the networks see them, in [-1, 1]^D."""
+        return self.side * (points_ND - (self.space.low_D + self.space.high_D) / 2) / self.space.range_D
+
+    def _outside(self, x_ND: Float) -> Float:
+        """What the networks made, in the parameters' units."""
+        return (self.space.low_D + self.space.high_D) / 2 + x_ND / self.side * self.space.range_D
 
     def _noisy(self, point_D: Float) -> Float:
         noise_D = self.config["noise"] * self.space.range_D * self.rng.standard_normal(self.space.dimensions)
@@ -121,7 +125,7 @@ class GoalGAN(SpaceCurriculum):
             return point_D
         if len(self.mastered_MD) and self.rng.random() < self.config["replay"]:
             return self._noisy(self.mastered_MD[self.rng.integers(len(self.mastered_MD))])
-        point_D = self._noisy(self.space.low_D + (self.gan.sample(1, self.rng)[0] + 1) / 2 * self.space.range_D)
+        point_D = self._noisy(self._outside(self.gan.sample(1, self.rng)[0]))
         self.queue_QD = np.repeat(point_D[None], self.config["rollouts"] - 1, axis=0)
         self.pending_PD = np.concatenate([self.pending_PD, point_D[None]])[-LEDGER:]
         self.count_P2 = np.concatenate([self.count_P2, [[0, 0]]])[-LEDGER:]
