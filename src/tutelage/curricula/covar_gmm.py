@@ -9,6 +9,8 @@ Portelas et al. (CoRL 2019, arXiv 1910.07224).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tutelage.curricula._gaussian import Vector
@@ -46,7 +48,7 @@ class CovarGMM(MixtureTeacher):
         initial_std: Vector = None,
         reward_range: Range = None,
     ) -> None:
-        config = {"fit_every": fit_every, "random_share": random_share, "criterion": criterion, "absolute": absolute}
+        config: dict[str, Any] = {"fit_every": fit_every, "random_share": random_share, "criterion": criterion, "absolute": absolute}
         config |= {"min_components": min_components, "max_components": max_components}
         config |= {"initial_mean": initial_mean, "initial_std": initial_std}
         super().__init__(space, seed=seed, reward_range=reward_range, config=config)
