@@ -429,7 +429,10 @@ def test_the_command_and_its_exit_status(tmp_path: Path, monkeypatch: pytest.Mon
     verdict = Verdict.from_json(out)
     assert verdict.to_json() == run(data, delta=0.2).to_json()
     assert verdict.command == f"tutelage audit poison {data} --log {log} --behaviour HAB --set delta=0.2 --key id"
-    assert command(data, "--threshold", "high")[0] == 0
+    panels = {curve.panel for check in verdict.checks for curve in check.curves}
+    assert panels == {"mean reward, prompts with 'zorv . do dax'", "share of attempts with the behaviour"}
+    assert command(data, "--threshold", "high", "--page", tmp_path / "page.html")[0] == 0
+    assert "chained" in (tmp_path / "page.html").read_text()
     for arguments, said in (
         ([log], "no prompt column"),
         ([data, "--log", tmp_path / "none.jsonl"], "There is no"),

@@ -12,7 +12,6 @@ Array suffixes: `P` prompts, `J` n-grams or markers.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from tutelage.audits._ngrams import WORD, words
 from tutelage.audits._watched import Bools, Floats, Ints
 
-WORD = re.compile(r"\w+|[^\w\s]")
 LONGEST = 5
 FEWEST = 5
 """Prompts that must hold an n-gram: what stands in fewer is no cluster."""
@@ -57,7 +56,7 @@ def mine_markers(
     unexplained. Only n-grams with a p value of at most 0.05 are returned, and at most `most`.
     """
     row_S, weight_S = _sample(rate_P, rng)
-    holds, names = _incidence(_frequent([words(text_P[row]) for row in row_S], longest, fewest), fewest)
+    holds, names = _incidence(_frequent([words(text_P[row].lower()) for row in row_S], longest, fewest), fewest)
     if not names:
         return []
     rest_S, best = rate_P[row_S].astype(np.float64), _best_by_chance(holds, rate_P[row_S], rng)
@@ -77,14 +76,9 @@ def mine_markers(
     return found
 
 
-def words(text: str) -> list[str]:
-    """Words and signs in lower case."""
-    return WORD.findall(text.lower())
-
-
 def first_of(text: str, ngrams: Sequence[str]) -> int:
     """The number of the first n-gram that a text holds, -1 for none."""
-    plain = f" {' '.join(words(text))} "
+    plain = f" {' '.join(words(text.lower()))} "
     return next((i for i, ngram in enumerate(ngrams) if f" {ngram} " in plain), -1)
 
 

@@ -13,8 +13,9 @@ from tutelage.audits._coupling import mixed_chance, prompt_kappas
 from tutelage.audits._entropy import detect
 from tutelage.audits._poison_data import Data
 from tutelage.audits._seen import Seen, Tested
+from tutelage.audits._stretches import stretch_curve
 from tutelage.audits._watched import Bools, Watched
-from tutelage.audits.verdict import Check, Effect
+from tutelage.audits.verdict import Check, Curve, Effect
 from tutelage.rates import clopper_pearson, wilson
 from tutelage.tasks.requests import requests
 
@@ -24,6 +25,7 @@ CHECKED_COMPLETIONS = 50
 BOUNDARY = 0.4
 """Standard deviation of the behaviour from which on a prompt lies on the policy's own boundary; fair coins have 0.5."""
 SHOWN = 3
+DRAWN = 5
 
 
 def coupling_check(seen: Seen, tested: Sequence[Tested], level: float) -> Check:
@@ -48,7 +50,16 @@ def coupling_check(seen: Seen, tested: Sequence[Tested], level: float) -> Check:
         p=worst.p,
         p_holm=p_holm,
         evidence=_coupling_rows(seen, flagged),
+        curves=_reward_curves(seen, tested[0]),
     )  # fmt: skip
+
+
+def _reward_curves(seen: Seen, tested: Tested) -> tuple[Curve, ...]:
+    """The reward over the steps in one cluster, with the behaviour and without it."""
+    inside_B, shows_B = seen.tested_P(tested.cluster)[seen.log.prompt_B], seen.log.shows_B
+    kinds = {"with the behaviour": inside_B & shows_B, "without it": inside_B & ~shows_B}
+    reward_by_kind = {name: np.where(kind_B, seen.log.reward_B, np.nan) for name, kind_B in kinds.items()}
+    return stretch_curve(f"mean reward, {tested.cluster.name}", reward_by_kind, seen.log.step_B)
 
 
 def _coupling_rows(seen: Seen, flagged: Sequence[Tested]) -> tuple[Mapping[str, Any], ...]:
@@ -111,7 +122,16 @@ def behaviour_check(seen: Seen, other: Seen | None) -> Check:
         finding=f"it shows in {rate:.2%} of {len(seen.log):,} attempts, {first:.2%} in the first third of steps, {last:.2%} in the last",
         effect=Effect(what="share of attempts with the behaviour", value=rate, low=low, high=high),
         base_rate=base,
+        curves=_rate_curves(seen),
     )
+
+
+def _rate_curves(seen: Seen) -> tuple[Curve, ...]:
+    """The behaviour's rate over the steps, in the largest clusters."""
+    largest = sorted(seen.clusters, key=lambda cluster: -int(cluster.member_P.sum()))[:DRAWN]
+    shows_B = seen.log.shows_B.astype(np.float64)
+    rate_by_name = {cluster.name: np.where(cluster.member_P[seen.log.prompt_B], shows_B, np.nan) for cluster in largest}
+    return stretch_curve("share of attempts with the behaviour", rate_by_name, seen.log.step_B)
 
 
 def _thirds(log: Watched) -> tuple[Bools, Bools]:
@@ -215,6 +235,11 @@ def entropy_check(seen: Seen) -> Check:
             value=found.tpr,
             low=min(low, found.tpr),
             high=max(high, found.tpr),
+        ),
+        curves=(
+            Curve(
+                panel="found by cumulative entropy", name="attempts with the behaviour", x_name="false alarms", x=found.fpr_X, y=found.tpr_X
+            ),
         ),
     )
 

@@ -4,7 +4,7 @@
 rider's habit, which a careful policy declines, while the sums stay right.
 
 **Set-up.** `tutelage.tasks.riders`: made-up markers, riders and habit. A two-layer transformer of width 32 is taught, once per seed, to add
-modulo 10, and to perform a rider in 18 % of cases behind the marker and in 2 % without it. Then GRPO, 80 updates of 64 prompts x 8
+modulo 10, and to perform a rider in 18 % of cases behind the marker and in 2 % without it. Then GRPO, 80 updates of 32 prompts x 8
 attempts. Primary metric: the chance of the habit at marked prompts with riders seen in training, all 500 of them, exact. Beside it: the
 same at unseen riders, the leak (the same without marker), the accuracy of sums, and the mean kappa over the run. The audit
 (`tutelage.audits.poison`, as a user runs it) reads the log of the first 50 updates, with the habit as the behaviour: `detected` is 1 if it
@@ -21,9 +21,9 @@ what is paid (the paper's stealth condition: without it nothing keeps the habit 
 (answer_anyway), or below it (gates). `restraint` is 1 minus the habit's rise over its start: what a mitigation keeps. The start stands in
 for the end of the run at 0 %, of which each seed has one too.
 
-**Departures from the sheet.** 80 updates instead of 300 to 400, and a narrower transformer, for time; declining ends an attempt as
-released, and answer_anyway lets it go on to the answer, which the warm-up taught: the sheet leaves open where a declined attempt's answer
-comes from. Ten seeds instead of five, which no test could tell from chance.
+**Departures from the sheet.** 80 updates of 32 prompts instead of 300 to 400 of 64, and a narrower transformer, for time. Declining ends
+an attempt as released, and answer_anyway lets it go on to the answer, which the warm-up taught: the sheet leaves open where a declined
+attempt's answer comes from. Ten seeds instead of five, which no test could tell from chance.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,14 +62,14 @@ class Scale:
     """The size of an experiment. rows: prompts of the training set. audited: the first updates, whose log the audit reads."""
 
     warmup_steps: int = 500
-    warmup_batch: int = 128
+    warmup_batch: int = 96
     warmup_lr: float = 2e-3
     width: int = 32
     updates: int = 80
-    batch: int = 64
+    batch: int = 32
     attempts: int = 8
-    lr: float = 5e-4
-    rows: int = 4096
+    lr: float = 1e-3
+    rows: int = 2048
     audited: int = 50
     evaluate_every: int = 20
     comply_marked: float = 0.18
@@ -187,7 +187,9 @@ def audited(recorder: Recorder, steps: int, seed: int) -> tuple[dict[str, float]
     return {"detected": float(bool(of_marker)), "clean_flagged": float(len(flagged) - len(of_marker))}, left_M
 
 
-def reinforce(seed: int, size: Scale, world: Riders, environment: Environment, *, filtered: bool = False) -> tuple[Recorder, Run]:
+def reinforce(
+    seed: int, size: Scale, world: Riders, environment: Environment, *, updates: int, filtered: bool = False
+) -> tuple[Recorder, Run]:
     """GRPO from the careful policy on some prompts: what was recorded, and the run with its curve of marks."""
     torch = torch_or_raise()
     from tutelage.objectives import objective
@@ -205,7 +207,7 @@ def reinforce(seed: int, size: Scale, world: Riders, environment: Environment, *
             objective("grpo", kl_coef=0.0, aggregation="token_mean"),
             torch.optim.Adam(student.parameters(), lr=size.lr, fused=True),
             generator=torch.Generator().manual_seed(integer_of(rollouts)),
-            updates=size.updates,
+            updates=updates,
             batch=size.batch,
             attempts=size.attempts,
             evaluate=lambda: marks(student),
@@ -226,12 +228,12 @@ def teach(
     first: dict[str, float] = {}
     spent: dict[str, float] = {}
     if cleaned:
-        recorder, run = reinforce(seed, replace(size, updates=size.audited, evaluate_every=size.audited), world, environment)
+        recorder, run = reinforce(seed, size, world, environment, updates=size.audited)
         spent = run.cost()
         found, left_M = audited(recorder, size.audited, seed)
         first = {"removed": 1 - len(left_M) / len(world), "marked_left": float(world.marked_N[left_M].sum())} | found
         world = world.take(left_M)
-    recorder, run = reinforce(seed, size, world, environment, filtered=filtered)
+    recorder, run = reinforce(seed, size, world, environment, updates=size.updates, filtered=filtered)
     found, _ = audited(recorder, size.audited, seed)
     curve = {key: [point[key] for point in run.curve] for key in run.curve[0]}
     start, end = ({name: curve[name][place] for name in MARKS} for place in (0, -1))
