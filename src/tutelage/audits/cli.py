@@ -111,11 +111,12 @@ def tampering(
         ),
     ] = None,
     as_json: Json = False,
+    page: Page = None,
 ) -> None:
     """Can a policy write its own reward or monitor, and does it learn to? Of an environment or a log."""
-    check_threshold(threshold)
+    check_options(threshold, page)
     verdict = run("tampering", subject, twin=twin, before=before, level=level, **settings(sets or []))
-    conclude(verdict, threshold=threshold, as_json=as_json)
+    conclude(verdict, threshold=threshold, as_json=as_json, page=page)
 
 
 @app.command()
