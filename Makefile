@@ -36,6 +36,12 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/sasr_decision.py
 	$(BIN)/python benchmarks/tpaw_throughput.py
 	$(BIN)/python benchmarks/edit_pack.py
+	$(BIN)/python benchmarks/edit_io.py
+	$(BIN)/python benchmarks/space_teachers.py
+	$(BIN)/python benchmarks/stump_track_steps.py
+	$(BIN)/python benchmarks/sb3_overhead.py
+	$(BIN)/python benchmarks/audit_stream.py
+	$(BIN)/python benchmarks/audit_live.py
 
 env: $(STAMP)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tutelage.edits._safetensors import TensorInfo
 from tutelage.errors import TutelageError
+from tutelage.machine import keep_memory
 
 BATCH = 64 << 20  # bytes of tensors that a process is given at a time
 
@@ -68,6 +69,7 @@ def _batches(infos: list[TensorInfo]) -> Iterator[list[TensorInfo]]:
 def _begin(work: Work) -> None:
     global _work
     _work = work
+    keep_memory()
 
 
 def _run(batch: list[TensorInfo]) -> dict[str, Any]:

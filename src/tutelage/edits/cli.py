@@ -15,6 +15,15 @@ app = typer.Typer(
     no_args_is_help=True, help="Change a checkpoint's weights: compare, merge, pack, prune, unlearn, add and take off task vectors."
 )
 
+
+@app.callback()
+def edit() -> None:
+    """Change a checkpoint's weights: compare, merge, pack, prune, unlearn, add and take off task vectors."""
+    from tutelage.machine import keep_memory
+
+    keep_memory()
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 OutDir = Annotated[Path, typer.Option("-o", "--out", help="A directory that does not exist yet.")]
