@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import logs
-from tutelage.audits import Check, Effect, Verdict, _rules
+from tutelage.audits import Check, Effect, Verdict, _rules, _trends
 from tutelage.audits._attempts import Attempts
 from tutelage.audits._attempts import load as load_log
 from tutelage.audits.rewards import rewards
@@ -20,8 +18,15 @@ from tutelage.cli import main
 from tutelage.errors import TutelageError
 from tutelage.rates import binomial_p
 from tutelage.testing import check_audit
+from tutelage.testing.rollout_logs import FAULTS, write_log
 
-small = partial(logs.write, steps=16, tasks=4, attempts=4, pool=30)
+SMALL = {"steps": 16, "tasks": 4, "attempts": 4, "pool": 30}
+LARGE = {"steps": 36, "tasks": 12, "attempts": 4, "pool": 100}
+"""What a trend within sources takes to be found."""
+
+
+def small(path: Path, seed: int, **more: Any) -> Path:
+    return write_log(path, seed=seed, **(SMALL | more))
 
 
 def run(path: Path, **more: Any) -> Verdict:
@@ -38,7 +43,8 @@ def attempts(**columns: Any) -> Attempts:
     usual: dict[str, Any] = {
         "path": Path("none"), "prompt_B": np.arange(size) // 4 % 50, "group_B": np.arange(size) // 4, "reward_B": np.zeros(size),
         "solved_B": np.zeros(size), "length_B": np.ones(size), "markup_B": np.zeros(size), "text_B": np.arange(size),
-        "long_B": np.ones(size, dtype=bool), "garbled_B": np.zeros(size), "warnings": (),
+        "long_B": np.ones(size, dtype=bool), "garbled_B": np.zeros(size), "candidates_B": np.zeros(size), "odd_B": np.full(size, np.nan),
+        "kl_B": np.full(size, np.nan), "entropy_B": np.full(size, np.nan), "source_B": np.full(size, -1),
     }  # fmt: skip
     return Attempts(**(usual | columns))
 
@@ -58,7 +64,7 @@ def test_divergence_keeps_its_level_where_the_null_is_hardest() -> None:
     ps = []
     for _ in range(200):
         solved_B = (rng.random(1200) < 0.5).astype(float)
-        found = _rules.divergence(attempts(step_B=step_B, reward_B=solved_B + step_B, solved_B=solved_B))
+        found = _trends.divergence(attempts(step_B=step_B, reward_B=solved_B + step_B, solved_B=solved_B))
         assert found.p is not None
         ps.append(found.p)
     for level in (0.05, 0.2, 0.5):
@@ -73,7 +79,7 @@ def test_paid_length_keeps_its_level_where_the_null_is_hardest() -> None:
     ps = []
     for _ in range(200):
         length_B = step_B + rng.random(1200)
-        found = _rules.paid_length(attempts(step_B=step_B, reward_B=rng.normal(size=1200), length_B=length_B))
+        found = _trends.paid_length(attempts(step_B=step_B, reward_B=rng.normal(size=1200), length_B=length_B))
         assert found.p is not None
         ps.append(found.p)
     assert binomial_p(int(np.sum(np.array(ps) <= 0.05)), 200, 0.05) > 0.01
@@ -95,13 +101,14 @@ def test_shares_at_their_threshold_keep_the_level() -> None:
 # --- detections
 
 
-@pytest.mark.parametrize("fault", logs.FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_the_battery_finds_each_planted_fault(fault: str) -> None:
+    size, trials = (LARGE, 2) if fault in ("source", "mix") else (SMALL | {"tasks": 6}, 3)
     measured = check_audit(
         rewards,
-        clean=lambda folder, rng: small(folder / "log.jsonl", int(rng.integers(1 << 30))),
-        faulty=lambda folder, rng: small(folder / "log.jsonl", int(rng.integers(1 << 30)), fault=fault),
-        check=fault, trials=3,
+        clean=lambda folder, rng: small(folder / "log.jsonl", int(rng.integers(1 << 30)), **size),
+        faulty=lambda folder, rng: small(folder / "log.jsonl", int(rng.integers(1 << 30)), fault=fault, **size),
+        check=fault, trials=trials,
     )  # fmt: skip
     assert measured.detections.value == 1.0
     assert measured.false_positives.value == 0.0
@@ -197,8 +204,8 @@ def test_length_that_comes_with_better_outcomes_is_no_finding() -> None:
     step_B = np.repeat(np.arange(20), 40)
     solved_B = (rng.random(800) < step_B / 20).astype(float)
     length_B = step_B + rng.random(800)
-    assert _rules.paid_length(attempts(step_B=step_B, solved_B=solved_B, reward_B=solved_B + 0.01 * length_B, length_B=length_B)).p == 1.0
-    flat = _rules.paid_length(attempts(step_B=step_B, reward_B=0.01 * length_B, length_B=length_B))
+    assert _trends.paid_length(attempts(step_B=step_B, solved_B=solved_B, reward_B=solved_B + 0.01 * length_B, length_B=length_B)).p == 1.0
+    flat = _trends.paid_length(attempts(step_B=step_B, reward_B=0.01 * length_B, length_B=length_B))
     assert flat.p is not None
     assert flat.p < 1e-4
 
@@ -216,7 +223,7 @@ def test_a_twin_gives_base_rates_and_can_clear(tmp_path: Path) -> None:
     by_name = {check.name: check for check in beside.checks}
     assert by_name["canned"].base_rate == 0.0
     drifted, also = small(tmp_path / "d.jsonl", 4, fault="divergence"), small(tmp_path / "e.jsonl", 5, fault="divergence")
-    assert found(run(drifted, twin=clean)) == {"divergence"}
+    assert found(run(drifted, twin=clean)) == {"divergence", "source"}
     assert found(run(drifted, twin=also)) == set()
 
 
@@ -254,6 +261,10 @@ def test_the_command_and_its_exit_status(tmp_path: Path, monkeypatch: pytest.Mon
     clean, faulty = small(tmp_path / "c.jsonl", 0), small(tmp_path / "f.jsonl", 0, fault="misranked")
     status, out, _ = command(clean)
     assert (status, "nothing found" in out) == (0, True)
+    page = tmp_path / "page.html"
+    status, out, _ = command(faulty, "--page", page)
+    assert (status, "best paid attempt is a failed one" in page.read_text(encoding="utf-8")) == (1, True)
+    assert "mean KL, nats a token" in page.read_text(encoding="utf-8")
     status, out, _ = command(faulty, "--twin", clean, "--json")
     assert status == 1
     assert Verdict.from_json(out).to_json() == run(faulty, twin=clean).to_json()
@@ -264,6 +275,8 @@ def test_the_command_and_its_exit_status(tmp_path: Path, monkeypatch: pytest.Mon
         ([clean, "--threshold", "hihg"], "Did you mean 'high'"),
         ([clean, "--set", "ded=0.7"], "Did you mean 'dead'"),
         ([clean, "--set", "dead"], "expected NAME=VALUE"),
+        ([clean, "--set", "level=0.1"], "options of their own"),
+        ([clean, "--page", tmp_path / "page.pdf"], "the suffix .html"),
     ):
         status, out, error = command(*arguments)
         assert status == 2

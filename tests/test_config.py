@@ -68,7 +68,7 @@ def test_a_reward_is_a_mode_or_its_fields(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("reward: {mode: format_independent, values: [1, 0, 0, -1]}\n")
     run = make_run(file, {}, ["reward.formatted=marked"])
-    assert run.reward.model_dump() == {"mode": "format_independent", "formatted": "marked", "values": (1, 0, 0, -1)}
+    assert run.reward.model_dump(exclude_none=True) == {"mode": "format_independent", "formatted": "marked", "values": (1, 0, 0, -1)}
     assert Run.model_validate(run.model_dump(mode="json")).reward == run.reward  # --resume reads what was stored
 
 

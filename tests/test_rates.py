@@ -96,3 +96,25 @@ def test_tpr_at_fpr_counts_ties_against_the_detector() -> None:
 def test_impossible_counts_are_refused(call) -> None:
     with pytest.raises(TutelageError, match="expected"):
         call()
+
+
+def test_rising_p_is_kendalls_test() -> None:
+    rng = np.random.default_rng(5)
+    for size in (2, 3, 6, 24, 33, 34, 60):
+        for values in (rng.normal(size=size), rng.normal(size=size) + 0.1 * np.arange(size), rng.integers(0, 4, size).astype(float)):
+            expected = scipy.stats.kendalltau(np.arange(size), values, alternative="greater").pvalue
+            np.testing.assert_allclose(rates.rising_p(values), expected if np.ptp(values) else 1.0, rtol=1e-9)
+    assert rates.rising_p([3.0, 3.0, 3.0]) == rates.rising_p([1.0]) == 1.0
+    np.testing.assert_allclose(rates.rising_p(range(6)), 1 / 720)
+    with pytest.raises(TutelageError, match="finite values"):
+        rates.rising_p([1.0, np.nan])
+
+
+def test_strata_add_their_scores() -> None:
+    assert rates.strata_rising_p([[1.0, 2.0, 3.0]]) == rates.rising_p([1.0, 2.0, 3.0])
+    assert rates.strata_rising_p([]) == rates.strata_rising_p([[1.0, 1.0], [2.0, 2.0]]) == 1.0
+    # scores 3 and 1 - 2 = -1 with variances 3 * 2 * 11 / 18 each
+    np.testing.assert_allclose(rates.strata_rising_p([[1, 2, 3], [3, 1, 2]]), scipy.stats.norm.sf(2 / np.sqrt(22 / 3)))
+    rng = np.random.default_rng(0)
+    ps = [rates.strata_rising_p([rng.normal(size=12), rng.normal(size=24) * np.arange(24)]) for _ in range(400)]
+    assert rates.binomial_p(sum(p <= 0.05 for p in ps), 400, 0.08) > 0.01  # a spread that grows is the worst it bears

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from leagues import degenerate_leagues, make_league
+from test_audit_page import VERDICT
+from tutelage.audits.page import write_page
 from tutelage.study import words
 from tutelage.study.report import write_report
 from tutelage.study.schema import check_league
@@ -222,3 +224,21 @@ def test_dark_mode_is_dark(chromium: str, report: Path) -> None:
     dark, was_dark = result(opened(chromium, driven(report, grounds), extra=("--blink-settings=preferredColorScheme=0",))[0])
     assert (is_dark, was_dark) == (False, True)
     assert (light, dark) == ("rgb(253, 253, 251)", "rgb(20, 23, 28)")
+
+
+def test_the_page_of_an_audit_opens_and_answers_the_pointer(chromium: str, tmp_path: Path) -> None:
+    page = write_page(VERDICT, tmp_path / "page.html")
+    assert opened(chromium, page)[1] == []
+    script = """
+    const svg = document.querySelector("svg[data-curves]"), box = svg.getBoundingClientRect();
+    svg.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + box.width * 0.97, clientY: box.top + box.height / 2 }));
+    const tip = document.getElementById("tip");
+    return { tip: tip.innerText, wide: document.documentElement.scrollWidth > innerWidth,
+             severities: [...document.querySelectorAll("tr [data-key=severity]")].map((cell) => JSON.parse(cell.dataset.value)) };
+    """
+    for width in (1280, 500):
+        found = result(opened(chromium, driven(page, script), width=width)[0])
+        assert found["severities"] == ["high", "none"]
+        assert not found["wide"]
+        assert re.search(r"reward\s+0\.[67]\d+", found["tip"])
+        assert "outcome" in found["tip"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tutelage.cli import main
 from tutelage.errors import TutelageError
 from tutelage.rollouts import Chunk, RolloutReader, RolloutWriter, from_trl, from_verl
 
@@ -42,14 +44,10 @@ def test_round_trip_through_both_formats(tmp_path: Path, suffix: str) -> None:
     rows = [FULL | r for r in rows]
     path = tmp_path / f"log{suffix}"
     if suffix == ".parquet":
-        pa = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        with RolloutWriter(path) as log:
-            log.write(*rows[:2])
-            log.write(*rows[2:])
+        pytest.importorskip("pyarrow")
+    with RolloutWriter(path) as log:
+        log.write(*rows[:2])
+        log.write(*rows[2:])
     chunks, warnings = read(path, rows=2)
     assert warnings == ""
     assert [len(c) for c in chunks] == [2, 2, 1]
@@ -61,7 +59,7 @@ def test_round_trip_through_both_formats(tmp_path: Path, suffix: str) -> None:
     for name in ("tokens", "logprobs", "source", "span", "reward/format"):
         assert chunks[0].columns[name][0] == FULL[name]
     assert chunks[0].group_B == ["group g", "group g"]
-    assert chunks[1].where(1) == f"{path}, {'line' if suffix == '.jsonl' else 'row'} 4"
+    assert chunks[1].where(1) == (f"{path}, line 4" if suffix == ".jsonl" else f"{path / 'part-00001.parquet'}, row 2")
 
 
 @pytest.mark.parametrize(
@@ -176,8 +174,8 @@ def test_the_writer_mends_a_half_line_and_refuses_other_columns(tmp_path: Path) 
     assert "cut off" not in warnings
     with pytest.raises(TutelageError, match="has the unknown rewards"), RolloutWriter(path) as log:
         log.write(row(rewards=1.0))
-    with pytest.raises(TutelageError, match=r"suffix \.jsonl"):
-        RolloutWriter(tmp_path / "log.parquet")
+    with pytest.raises(TutelageError, match=r"suffix \.jsonl or \.parquet"):
+        RolloutWriter(tmp_path / "log.csv")
 
 
 def test_a_million_rows_are_read_within_minutes_and_a_chunk_of_memory(tmp_path: Path) -> None:
@@ -197,6 +195,37 @@ def test_a_million_rows_are_read_within_minutes_and_a_chunk_of_memory(tmp_path: 
 def test_a_chunk_is_full_by_bytes_too(tmp_path: Path) -> None:
     chunks, _ = read(lines(tmp_path / "log.jsonl", *[row(completion="x" * (3 << 20))] * 7))
     assert [len(chunk) for chunk in chunks] == [3, 3, 1]
+
+
+def test_a_parquet_log_goes_on_where_it_ended(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "log.parquet"
+    for step in range(3):  # three runs, each with a writer of its own
+        log = RolloutWriter(path)
+        log.write(row(step, reward=math.nan, completion="\ud800"), row(step, tokens=3))
+        log.write()
+        log.close()
+    assert sorted(part.name for part in path.iterdir()) == [f"part-0000{i}.parquet" for i in range(3)]
+    chunks, warnings = read(path)
+    assert np.concatenate([chunk.step_B for chunk in chunks]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert chunks[0].columns["tokens"] == [None, 3]
+    assert chunks[0].completion_B[0] == "?"
+    assert "values of reward that are null, NaN or infinite: 3" in warnings
+    (tmp_path / "one.parquet").write_bytes(b"")
+    with pytest.raises(TutelageError, match="is a file"):
+        RolloutWriter(tmp_path / "one.parquet")
+
+
+def test_parquet_that_is_not_utf8_is_counted(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    text = pa.Array.from_buffers(pa.utf8(), 2, pa.array([b"caf\xe9", b"fine"]).buffers())
+    columns = {"step": [0, 0], "prompt_id": ["a", "a"], "completion": text, "reward": [1.0, 0.0], "solved": [1.0, None]}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "log.parquet")
+    (chunk,), warnings = read(tmp_path / "log.parquet")
+    assert chunk.completion_B == ["caf\ufffd", "fine"]
+    assert "values that are not UTF-8; each bad byte is read as U+FFFD: 1" in warnings
 
 
 # --- converters
@@ -269,3 +298,42 @@ def test_a_trainer_writes_its_log(tmp_path: Path) -> None:
     np.testing.assert_allclose(chunk.columns["reward/digits"], tiny.digits(chunk.completion_B), rtol=1e-6)
     np.testing.assert_array_equal(chunk.solved_B, tiny.has_a(chunk.completion_B))
     assert len(set(chunk.group_B)) == len(chunk) / 4
+    assert chunk.columns["source"] == [str(pool.arms().arm_N[row]) for x in lessons for row in np.repeat(x.rows_N, 4)]
+
+
+def test_whose_dump_it_is_shows_in_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tutelage", "audit", "convert", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (int(ended.value.code or 0), *capsys.readouterr())
+
+    pytest.importorskip("pyarrow")
+    verl = lines(tmp_path / "1.jsonl", *({"input": "2+2=", "output": str(i), "score": i - 0.5, "step": 1, "acc": bool(i)} for i in (0, 1)))
+    verl.write_bytes(verl.read_bytes() + b'{"input": "cut')
+    table = {"step": 3, "prompt": "p", "completion": "x", "advantage": 0.0}
+    trl = lines(tmp_path / "trl.jsonl", table | {"right": 1.0, "tidy": 0.5}, table | {"right": 0.0, "tidy": 0.5})
+    status, out, error = command(verl, "-o", tmp_path / "verl.parquet")
+    assert (status, out) == (0, f"{tmp_path / 'verl.parquet'}: 2 attempts, from verl\n")
+    assert error.startswith("warning: last lines that were cut off")
+    (chunk,), _ = read(tmp_path / "verl.parquet")
+    assert (chunk.reward_B.tolist(), chunk.solved_B.tolist()) == ([-0.5, 0.5], [0, 1])
+    status, out, error = command(trl, "-o", tmp_path / "log.jsonl", "--weight", "right=2", "--weight", "tidy=1")
+    assert "no judgement was named (--solved)" in error
+    assert "right, tidy" in error
+    (chunk,), _ = read(tmp_path / "log.jsonl")
+    assert chunk.reward_B.tolist() == [2.5, 0.5]
+    before = (tmp_path / "log.jsonl").read_bytes()
+    for arguments, said in (
+        ([tmp_path / "log.jsonl", "-o", tmp_path / "new.jsonl"], "It is a rollout log already"),
+        ([trl, "-o", tmp_path / "log.jsonl", "--from", "trll"], "Did you mean 'trl'"),
+        ([verl, "-o", tmp_path / "log.jsonl", "--weight", "acc=1"], "Weights are for TRL's tables"),
+        ([trl, "-o", tmp_path / "log.jsonl", "--weight", "tidy=much"], "expected a number"),
+        ([trl, "-o", tmp_path / "log.jsonl", "--weight", "tidy"], "expected NAME=VALUE"),
+        ([trl, "-o", tmp_path / "log.csv"], "suffix .jsonl or .parquet"),
+        ([verl, "-o", tmp_path / "verl.parquet"], "exists already"),
+        ([trl, "-o", tmp_path / "log.jsonl", "--solved", "rights"], "Did you mean 'right'"),
+    ):
+        status, _, error = command(*arguments)
+        assert (status, said in error) == (2, True), error
+    assert (tmp_path / "log.jsonl").read_bytes() == before

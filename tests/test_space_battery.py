@@ -117,6 +117,16 @@ class TakesAnything(Drifting):
             self._learn(outcomes.point_ND, self._returns(outcomes))
 
 
+class LogsNothing(Drifting):
+    """Proposes past its log."""
+
+    def propose(self, n: int) -> np.ndarray:
+        log, self.log = self.log, None
+        points_ND = super().propose(n)
+        self.log = log
+        return points_ND
+
+
 def test_a_sound_one_passes() -> None:
     results = check_space_curriculum(lambda space, seed: Drifting(space, seed=seed))
     assert {r.status for r in results} == {"passed"}
@@ -131,6 +141,7 @@ def test_a_sound_one_passes() -> None:
         (KnowsNoReturns, "check_returns_are_finite"),
         (LastWins, "check_order_of_rows"),
         (TakesAnything, "check_never_proposed"),
+        (LogsNothing, "check_trace"),
     ],
 )
 def test_a_broken_promise_fails_its_check(broken: type[Drifting], check: str) -> None:

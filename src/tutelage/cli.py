@@ -74,7 +74,8 @@ def compare(
     dry_run: DryRun = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --out, with the settings stored there.")] = False,
     suite: Annotated[
-        str | None, typer.Option("--suite", help="Teachers of continuous task spaces on built-in students instead: acl (toys, minutes).")
+        str | None,
+        typer.Option("--suite", help="Teachers of task spaces on built-in students instead: acl (toys, minutes), acl-walker (hours)."),
     ] = None,
 ) -> None:
     """A league table of teaching methods on your own model and tasks.

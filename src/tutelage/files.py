@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from tutelage.errors import TutelageError
 
@@ -66,6 +66,37 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     _sync_folder(target.parent)
+
+
+def open_lines(path: str | os.PathLike[str]) -> tuple[BinaryIO, int]:
+    """A file of lines to append to, made where there is none, and how many bytes were cut off its end.
+
+    A half line at the end, left by a run that was killed, would spoil the next one, and is cut off. Raises `OSError`.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = target.open("a+b")
+    try:
+        end = _end_of_last_line(file)
+        cut = file.seek(0, os.SEEK_END) - end
+        file.truncate(end)
+    except BaseException:
+        file.close()
+        raise
+    return file, cut
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """The size of a file without the half line at its end."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65536)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def _temporary(target: Path) -> Path:

@@ -158,23 +158,26 @@ class Drawn:
 
 def _panels(checks: Sequence[Check]) -> tuple[dict[str, list[Drawn]], dict[str, Any]]:
     """The panels of each check, and the numbers behind them for the page's script."""
-    look: dict[str, Style] = {}
+    look: dict[str, tuple[Style, bool]] = {}
     panels: dict[str, list[Drawn]] = {}
     numbers: dict[str, Any] = {}
     for check in checks:
         for title in dict.fromkeys(curve.panel for curve in check.curves):
             lines = {curve.name: _mean_curve(curve) for curve in check.curves if curve.panel == title}
             lines = {name: curve for name, curve in lines.items() if len(curve.x_X)}
-            for name in lines:
-                look.setdefault(name, Style(len(look), f"series-{len(look) % HUES}", () if len(look) < HUES else (6.0, 4.0)))
+            for name in lines:  # a line that is alone needs no colour of its own
+                place = 0 if len(lines) == 1 else sum(named for _, named in look.values())
+                style = Style(len(look), f"series-{place % HUES}", () if place < HUES else (6.0, 4.0))
+                look.setdefault(name, (style, len(lines) > 1))
             if lines:
                 key = f"panel {len(numbers)}"
                 x_name = next(curve.x_name for curve in check.curves if curve.panel == title)
                 y_range = figures.score_range(list(lines.values()), None)
-                canvas = figures.curves_panel(lines, look, axis=key, unit=(1.0, x_name), target=None, y_range=y_range)
-                panels.setdefault(check.name, []).append(Drawn(title, canvas, {name: look[name] for name in lines}))
-                numbers[key] = [curve_numbers(curve, look[name]) for name, curve in lines.items()]
-    rows = [{"name": name, "colour": style.colour, "dash": bool(style.dash)} for name, style in look.items()]
+                styles = {name: look[name][0] for name in lines}
+                canvas = figures.curves_panel(lines, styles, axis=key, unit=(1.0, x_name), target=None, y_range=y_range)
+                panels.setdefault(check.name, []).append(Drawn(title, canvas, styles))
+                numbers[key] = [curve_numbers(curve, styles[name]) for name, curve in lines.items()]
+    rows = [{"name": name, "colour": style.colour, "dash": bool(style.dash)} for name, (style, _) in look.items()]
     return panels, {"rows": rows, "arms": [], "curves": numbers, "heat": {}}
 
 
@@ -189,22 +192,20 @@ def _mean_curve(curve: Curve) -> MeanCurve:
 def _curves(verdict: Verdict, panels: dict[str, list[Drawn]]) -> str:
     if not panels:
         return ""
-    parts = []
-    for check in verdict.checks:
-        if drawn := panels.get(check.name):
-            shown = "".join(pieces.drawing(part.canvas, f"{part.title}, as {check.name} saw it", part.title) for part in drawn)
-            parts.append(f'<h3>{pieces.text(check.name)}</h3>{_key(drawn)}<div class="arms">{shown}</div>')
+    figures_of = [(check, part) for check in verdict.checks for part in panels.get(check.name, ())]
+    shown = [pieces.drawing(part.canvas, f"{part.title}, as {c.name} saw it", c.name, part.title, _key(part)) for c, part in figures_of]
     return f"""<h2 id="curves-h">Curves</h2>
 <p class="lead">What the checks saw along the way; point at a panel for its numbers.</p>
-{"".join(parts)}"""
+<div class="arms">{"".join(shown)}</div>"""
 
 
-def _key(drawn: Sequence[Drawn]) -> str:
+def _key(drawn: Drawn) -> str:
     """The key of colours, where a panel has several lines."""
-    if all(len(part.lines) == 1 for part in drawn):
+    if len(drawn.lines) == 1:
         return ""
-    lines = {name: style for part in drawn for name, style in part.lines.items()}
-    items = [f'<li><span class="key">{pieces.swatch(style)}<span>{pieces.text(name)}</span></span></li>' for name, style in lines.items()]
+    items = [
+        f'<li><span class="key">{pieces.swatch(style)}<span>{pieces.text(name)}</span></span></li>' for name, style in drawn.lines.items()
+    ]
     return f'<ul class="legend" aria-label="Key">{"".join(items)}</ul>'
 
 

@@ -2,9 +2,10 @@
 
     tutelage audit rewards rollouts.jsonl --twin clean.jsonl
 
-Rules, one function each in `_rules.py`: reward and outcome part ways over the steps; failed attempts are paid best; groups that train by
-shaping alone; length and repeated form that are paid at equal outcome; canned, duplicate and garbled completions; groups without any
-signal.
+Rules, one function each in `_trends.py` and `_rules.py`: reward and outcome part ways over the steps, as a whole or within a source of
+tasks; failed attempts are paid best; the verifier reads an odd span, or is offered many answers; groups that train by shaping alone; length
+and repeated form that are paid at equal outcome; canned, duplicate and garbled completions; a policy far from its reference, or one that
+no longer explores; progress that is a change of the mix of sources; groups without any signal. A rule whose columns a log lacks says so.
 
 All rules of a run are tested together (Holm), so that a clean log gives any finding with a chance of at most `level`, where a log is clean
 if no share exceeds its threshold and no pair of trends holds. A clean twin (a run of the same tasks whose reward is trusted) gives base
@@ -16,6 +17,7 @@ their tests are this library's.
 
 from __future__ import annotations
 
+import inspect
 import math
 import shlex
 from collections.abc import Callable
@@ -25,15 +27,34 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.audits import _rules
+from tutelage.audits import _rules, _trends
 from tutelage.audits._attempts import Attempts, excerpts, load
-from tutelage.audits._rules import Measured
+from tutelage.audits._measured import Measured
 from tutelage.audits.verdict import Check, Verdict
-from tutelage.errors import Tally, TutelageError, Warned
+from tutelage.errors import Tally, TutelageError, Warned, unknown
 from tutelage.rates import fisher_p, holm
 from tutelage.registry import audits
 
 Rule = Callable[[Attempts], Measured]
+TRENDS: dict[str, Rule] = {
+    "divergence": _trends.divergence,
+    "source": _trends.divergence_by_source,
+    "length": _trends.paid_length,
+    "form": _trends.paid_form,
+    "mix": _trends.shifted_mix,
+}
+SHARES: dict[str, Callable[..., Measured]] = {
+    "misranked": _rules.misranked_groups,
+    "span": _rules.odd_spans,
+    "stuffed": _rules.stuffed,
+    "shaped": _rules.shaped_groups,
+    "canned": _rules.canned_replies,
+    "garbled": _rules.degenerate,
+    "kl": _rules.far_away,
+    "entropy": _rules.collapsed,
+    "dead": _rules.dead_groups,
+    "duplicate": _rules.duplicates,
+}
 
 
 @audits.register("rewards")
@@ -49,6 +70,10 @@ def rewards(
     canned: float = 0.05,
     duplicate: float = 0.5,
     garbled: float = 0.05,
+    span: float = 0.05,
+    stuffed: float = 0.05,
+    kl: float = 0.05,
+    entropy: float = 0.5,
 ) -> Verdict:
     """Does the reward of a rollout log still pay for the outcome, or for length, form and noise?
 
@@ -63,50 +88,57 @@ def rewards(
         canned: the share of long completions that may stand at two prompts.
         duplicate: the share of long completions that may stand twice in their group.
         garbled: the share of completions that may be garbled.
+        span: the share of solved attempts whose verifier may have read an odd span (needs the column `span`).
+        stuffed: the share of solved attempts that may mark three or more different answers.
+        kl: the share of late attempts that may be more than half a nat a token from the reference (needs the column `kl`).
+        entropy: the share of late attempts whose entropy may have fallen below a fifth of the early median (needs `entropy` or `logprobs`).
 
     Raises:
         TutelageError: a log that cannot be read, or a level or share outside its range.
     """
-    shares = {"misranked": misranked, "shaped": shaped, "dead": dead, "canned": canned, "duplicate": duplicate, "garbled": garbled}
-    for name, value in {"level": level, **shares}.items():
-        if not 0 <= value < 1 or (name == "level" and value == 0):
-            raise TutelageError(f"{name}={value}; expected a share from 0 to below 1 (the level above 0).")
-    rules = _table(**shares)
+    shares = {
+        "misranked": misranked, "shaped": shaped, "dead": dead, "canned": canned, "duplicate": duplicate, "garbled": garbled,
+        "span": span, "stuffed": stuffed, "kl": kl, "entropy": entropy,
+    }  # fmt: skip
+    rules = rule_table(level=level, **shares)
     log = load(Path(subject))
     clean = None if twin is None else load(Path(twin))
+    return judge(log, clean, rules, level=level, command=command_of(subject, twin, {"level": level} | shares))
+
+
+def rule_table(*, level: float = 0.05, **given: float) -> dict[str, Rule]:
+    """The rules of the audit by name, those on shares with their thresholds: `given`, or else the defaults of `rewards`."""
+    for name in given:
+        if name not in SHARES:
+            raise unknown("share", name, SHARES)
+    usual = {name: part.default for name, part in inspect.signature(rewards).parameters.items() if name in SHARES}
+    for name, value in {"level": level, **given}.items():
+        if not 0 <= value < 1 or (name == "level" and value == 0):
+            raise TutelageError(f"{name}={value}; expected a share from 0 to below 1 (the level above 0).")
+    shares = {name: partial(rule, threshold=given.get(name, usual[name])) for name, rule in SHARES.items()}
+    return TRENDS | shares
+
+
+def judge(log: Attempts, clean: Attempts | None, rules: dict[str, Rule], *, level: float, command: str, evidence: bool = True) -> Verdict:
+    """The verdict of rules on what was read of a log, beside what was read of its twin. evidence: whether to look it up in the log."""
     measured = {name: rule(log) for name, rule in rules.items()}
     base = {} if clean is None else {name: rule(clean) for name, rule in rules.items()}
-    settings = {"level": level} | shares
     return Verdict(
         audit="rewards",
-        subject=str(subject),
-        checks=_checks(log, measured, base, level),
+        subject=str(log.path),
+        checks=_checks(log, measured, base, level, evidence),
         false_positive_rate=level,
-        command=_command(subject, twin, settings),
+        command=command,
         warnings=_warnings(log, clean),
     )
 
 
-def _table(*, misranked: float, shaped: float, dead: float, canned: float, duplicate: float, garbled: float) -> dict[str, Rule]:
-    return {
-        "divergence": _rules.divergence,
-        "misranked": partial(_rules.misranked_groups, threshold=misranked),
-        "length": _rules.paid_length,
-        "form": _rules.paid_form,
-        "shaped": partial(_rules.shaped_groups, threshold=shaped),
-        "canned": partial(_rules.canned_replies, threshold=canned),
-        "garbled": partial(_rules.degenerate, threshold=garbled),
-        "dead": partial(_rules.dead_groups, threshold=dead),
-        "duplicate": partial(_rules.duplicates, threshold=duplicate),
-    }
-
-
-def _checks(log: Attempts, measured: dict[str, Measured], base: dict[str, Measured], level: float) -> tuple[Check, ...]:
+def _checks(log: Attempts, measured: dict[str, Measured], base: dict[str, Measured], level: float, evidence: bool) -> tuple[Check, ...]:
     """Findings after the twin's word and Holm's correction, with the attempts that show them."""
     p_by_rule = {name: _beside(found, base.get(name), level) for name, found in measured.items() if found.p is not None}
     p_holm = dict(zip(p_by_rule, holm(list(p_by_rule.values())).tolist(), strict=True))
     flagged = {name for name, p in p_holm.items() if p <= level}
-    shown = excerpts(log.path, [row for name in flagged for row in measured[name].rows])
+    shown = excerpts(log.path, [row for name in flagged for row in measured[name].rows]) if evidence else {}
     checks = []
     for name, found in measured.items():
         twin = base.get(name)
@@ -119,7 +151,8 @@ def _checks(log: Attempts, measured: dict[str, Measured], base: dict[str, Measur
                 base_rate=None if twin is None or twin.effect is None else twin.effect.value,
                 p=p_by_rule.get(name),
                 p_holm=p_holm.get(name),
-                evidence=tuple(shown[row] for row in found.rows) if name in flagged else (),
+                evidence=tuple(shown[row] for row in found.rows if row in shown) if name in flagged else (),
+                curves=found.curves,
             )
         )
     return tuple(checks)
@@ -150,9 +183,8 @@ def _warnings(log: Attempts, clean: Attempts | None) -> tuple[Warned, ...]:
     return (*log.warnings, *tally.warnings, *(Warned(what=f"twin: {w.what}", count=w.count, first=w.first) for w in of_twin))
 
 
-def _command(subject: Any, twin: Any, settings: dict[str, float]) -> str:
-    import inspect
-
+def command_of(subject: Any, twin: Any, settings: dict[str, float]) -> str:
+    """The command that reproduces a verdict; what a setting is by default is left out."""
     usual = {name: p.default for name, p in inspect.signature(rewards).parameters.items()}
     words = ["tutelage", "audit", "rewards", str(subject)] + ([] if twin is None else ["--twin", str(twin)])
     for name, value in settings.items():

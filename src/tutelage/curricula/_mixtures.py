@@ -163,6 +163,8 @@ class MixtureTeacher(SpaceCurriculum):
                 sweep = range(self.config["min_components"], self.config["max_components"] + 1)
                 fitted = fit_mixture(self.row_MQ, sweep, self.config["criterion"], self.rng)
                 self.mean_KQ, self.cov_KQQ = fitted or (self.mean_KQ, self.cov_KQQ)
+                if self.log is not None:
+                    self.log.write("fitted", episode=self.episodes, mean=self.mean_KQ, cov=self.cov_KQQ)
 
     def _row(self, point_D: Float, reward: float) -> Float:
         raise TutelageError(f"{type(self).__name__} must define _row(point_D, reward).")

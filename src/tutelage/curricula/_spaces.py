@@ -7,6 +7,7 @@ the order in which they were proposed, whatever order they come back in, for the
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from typing import Any
 
@@ -18,6 +19,7 @@ from tutelage.errors import TutelageError
 from tutelage.outcomes import Outcomes
 from tutelage.pools import TaskPool
 from tutelage.spaces import TaskSpace
+from tutelage.traces import TraceWriter
 
 Float = NDArray[np.float64]
 Range = tuple[float, float] | None
@@ -44,6 +46,8 @@ class SpaceCurriculum(Curriculum):
             raise TutelageError(f"{self.name}: reward_range must be finite, low before high; got {tuple(reward_range)}.")
         self._begin(seed, {**(config or {}), "reward_range": None if reward_range is None else [float(r) for r in reward_range]})
         self.open_PD = np.zeros((0, self.space.dimensions))
+        self.log: TraceWriter | None = None
+        self._logged: int | None = None  # events in the trace of the run that a state was restored from
 
     @property
     def pool(self) -> TaskPool:  # type: ignore[override]
@@ -52,6 +56,22 @@ class SpaceCurriculum(Curriculum):
             f"The curriculum {self.name!r} teaches points of a TaskSpace; what was asked of it needs a curriculum over a TaskPool, such as "
             "'uniform' or 'sec'."
         )
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """What `wants` may ask for beside returns of proposed points: "tests", episodes of points that it names, and names of signals.
+
+        A trainer that cannot answer one of them refuses the curriculum before it trains.
+        """
+        return frozenset()
+
+    def log_to(self, path: str | os.PathLike[str]) -> None:
+        """Append what is proposed and what comes back to a trace (see `tutelage.traces`), from now on; it goes on after a resume."""
+        box = {"low": self.space.low_D.tolist(), "high": self.space.high_D.tolist(), "names": list(self.space.names)}
+        identity = self._identity()
+        self.log = TraceWriter(path, {"curriculum": identity["curriculum"], "config": identity["config"], "space": box})
+        if self._logged is not None:
+            self.log.resume(self._logged)
 
     def propose(self, n: int) -> Float:
         """Exactly `n` points of the space, float64 (n, D). Hand these very rows back to `Outcomes.of`."""
@@ -62,12 +82,15 @@ class SpaceCurriculum(Curriculum):
             raise TutelageError(f"{type(self).__name__} proposed an array {points_ND.shape} that is not {n} points of {self.space!r}.")
         self.open_PD = np.concatenate([self.open_PD, points_ND])[-max(LEDGER, n) :]
         self.lessons += 1
+        if self.log is not None:
+            self.log.write("proposed", points=points_ND)
         return points_ND
 
     def observe(self, outcomes: Outcomes, *, probe: bool = False) -> None:
         """Learn from a lesson. A point that was not proposed, or a return that is not finite, raises and changes nothing."""
         if probe:
             self._answer(outcomes)
+            self._log("answered", outcomes)
             return
         self._check_columns(outcomes)
         if not len(outcomes):
@@ -79,7 +102,14 @@ class SpaceCurriculum(Curriculum):
         order_N = np.argsort(place_N)
         self.open_PD = np.delete(self.open_PD, place_N, axis=0)
         self._settle(place_N[order_N])
+        self._log("observed", outcomes)
         self._learn(points_ND[order_N], reward_N[order_N])
+
+    def _log(self, event: str, outcomes: Outcomes) -> None:
+        if self.log is not None:
+            signals = dict(outcomes.signals) or None
+            columns = {"points": outcomes.point_ND, "reward": outcomes.reward_NG, "solved": outcomes.solved_NG, "signals": signals}
+            self.log.write(event, step=outcomes.step, **columns)
 
     def _returns(self, outcomes: Outcomes) -> Float:
         """One finite return per point: the mean over its attempts, mapped by `reward_range`, shape (N,)."""
@@ -124,12 +154,18 @@ class SpaceCurriculum(Curriculum):
         """Learn from the answer to `wants`; its points stand in no ledger. By default nothing was asked."""
         raise TutelageError(f"The curriculum {self.name!r} has asked nothing: `wants()` is None, so leave observe(..., probe=True) out.")
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({} if self.log is None else {"logged": self.log.events})
+
     def _deck_state(self) -> dict[str, Any]:
         return {"open_PD": self.open_PD.copy()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
         self.open_PD = np.array(state["memory"]["open_PD"], dtype=np.float64)
+        self._logged = state.get("logged")
+        if self.log is not None and self._logged is not None:
+            self.log.resume(self._logged)
 
     def _tasks(self) -> dict[str, str]:
         return {"space": self.space.fingerprint}

@@ -171,6 +171,10 @@ class SelfPaced(SpaceCurriculum):
                 else:
                     self._update(self.return_M)
 
+    @property
+    def asks(self) -> frozenset[str]:
+        return frozenset({"value"} if self.config["values"] == "query" else ())
+
     def wants(self) -> Wants | None:
         """With values="query", the contexts of an update that is due: the critic's value at each one's first state, as signal "value"."""
         return Wants(self.context_MD.copy(), attempts=0, signals=("value",)) if self.due else None

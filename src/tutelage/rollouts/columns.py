@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,11 @@ from numpy.typing import NDArray
 from tutelage.errors import Tally, TutelageError
 
 REQUIRED = ("step", "prompt_id", "completion", "reward", "solved")
-OPTIONAL = ("prompt", "group", "tokens", "logprobs", "source", "span")
+OPTIONAL = ("prompt", "group", "tokens", "logprobs", "source", "span", "kl", "entropy")
 TERM = "reward/"
 """Before the name of a term of the reward."""
+MOST = 2**53
+"""The greatest step and the greatest number that stays whole as a float."""
 
 Where = Callable[[int], str]
 
@@ -60,13 +64,15 @@ def is_known(name: str) -> bool:
     return name in REQUIRED or name in OPTIONAL or (name.startswith(TERM) and len(name) > len(TERM))
 
 
-def check_names(names: Sequence[str], where: str, tally: Tally) -> None:
-    """Raise if a required column is missing; count those that nothing is known of."""
+def check_names(names: Iterable[str], where: str, tally: Tally, told: set[str]) -> None:
+    """Raise if a required column is missing; count those that nothing is known of, each once: `told` are those that were counted."""
+    names = list(names)
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         raise TutelageError(_missing(missing, names, where))
     for name in names:
-        if not is_known(name):
+        if not is_known(name) and name not in told:
+            told.add(name)
             tally.add(f"the column {name!r} is none of a rollout log's and was not read", where)
 
 
@@ -88,14 +94,18 @@ def _missing(missing: Sequence[str], names: Sequence[str], where: str) -> str:
 
 def steps(values: Sequence[Any], where: Where) -> NDArray[np.int64]:
     """Steps as int64: whole numbers, none negative."""
+    if all(type(value) is int and 0 <= value <= MOST for value in values):
+        return np.array(values, dtype=np.int64)
     for b, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value < 0 or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST or value != int(value):
             raise TutelageError(f"{where(b)}: step is {value!r}; expected a whole number, 0 or more: the optimiser step of the attempt.")
     return np.array(values, dtype=np.int64)
 
 
 def names_of(values: Sequence[Any], where: Where) -> list[str]:
     """Prompt ids as strings."""
+    if all(type(value) is str for value in values):
+        return list(values)
     for b, value in enumerate(values):
         if value is None or isinstance(value, float | bool | list | dict):
             raise TutelageError(
@@ -129,12 +139,20 @@ def as_text(value: Any) -> str | None:
     return None
 
 
+def prompt_key(prompt: str) -> str:
+    """An id for a prompt that is known by its text alone."""
+    return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
 def numbers(values: Sequence[Any], name: str, where: Where, tally: Tally) -> NDArray[np.float64]:
     """A column of numbers as float64; null, NaN and infinite ones are NaN and counted (a null `solved` is normal, and is not)."""
     for b, value in enumerate(values):
         if not (value is None or isinstance(value, int | float)):
             raise TutelageError(f"{where(b)}: {name} is {str(value)[:40]!r} of type {type(value).__name__}; expected a number or null.")
-    array = np.array(values, dtype=np.float64)
+    try:
+        array = np.array(values, dtype=np.float64)
+    except OverflowError:  # a whole number beyond the floats
+        array = np.array([_float(value) for value in values])
     bad_B = ~np.isfinite(array)
     if name == "solved":
         off_B = ~bad_B & ((array < 0) | (array > 1))
@@ -150,6 +168,42 @@ def numbers(values: Sequence[Any], name: str, where: Where, tally: Tally) -> NDA
     return np.where(np.isfinite(array), array, np.nan)
 
 
+def _float(value: Any) -> float:
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.inf
+
+
+def spans(values: Sequence[Any], where: Where) -> list[Any]:
+    """Spans, checked to be pairs of whole numbers. Whether one lies within its text is for an audit to say."""
+    for b, value in enumerate(values):
+        if value is not None and not (isinstance(value, list) and len(value) == 2 and all(type(part) is int for part in value)):
+            raise TutelageError(
+                f"{where(b)}: span is {str(value)[:40]!r}; expected [first, end], the places in the completion of the first sign that the "
+                "verifier read and of the one after the last, or null."
+            )
+    return list(values)
+
+
+def sources(values: Sequence[Any], where: Where) -> list[str | None]:
+    """Sources as strings."""
+    for b, value in enumerate(values):
+        if isinstance(value, float | bool | list | dict):
+            raise TutelageError(f"{where(b)}: source is {str(value)[:40]!r}; expected the name or the number of a data set, or null.")
+    return [None if value is None else str(value) for value in values]
+
+
+def measures(values: Sequence[Any], name: str, where: Where) -> list[Any]:
+    """Tokens (ids, or their number) or log-probabilities (one a token), unchanged; anything else raises."""
+    kind: Any = list if name == "logprobs" else list | int | float
+    for b, value in enumerate(values):
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            wanted = "a list of numbers, one for each token" if name == "logprobs" else "a list of ids, or their number"
+            raise TutelageError(f"{where(b)}: {name} is {str(value)[:40]!r} of type {type(value).__name__}; expected {wanted}, or null.")
+    return list(values)
+
+
 def make_chunk(columns: Mapping[str, list[Any]], line_B: Sequence[int], file: str, unit: str, tally: Tally) -> Chunk:
     """Checked arrays of raw columns."""
 
@@ -158,8 +212,14 @@ def make_chunk(columns: Mapping[str, list[Any]], line_B: Sequence[int], file: st
 
     extra = {name: values for name, values in columns.items() if name not in REQUIRED}
     for name in extra:
-        if name.startswith(TERM):
+        if name.startswith(TERM) or name in ("kl", "entropy"):
             extra[name] = numbers(extra[name], name, where, tally).tolist()
+        elif name in ("tokens", "logprobs"):
+            extra[name] = measures(extra[name], name, where)
+    if "span" in extra:
+        extra["span"] = spans(extra["span"], where)
+    if "source" in extra:
+        extra["source"] = sources(extra["source"], where)
     return Chunk(
         step_B=steps(columns["step"], where),
         prompt_id_B=names_of(columns["prompt_id"], where),

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import Tally, TutelageError, Warned, missing_extra
-from tutelage.rollouts.columns import REQUIRED, Chunk, check_names, is_known, make_chunk
+from tutelage.rollouts.columns import Chunk, check_names, is_known, make_chunk
 
 JSONL = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
 CHUNK_BYTES = 8 << 20
 """Bytes of JSON after which a chunk is full: rows may be long."""
+CUT_OFF = "last lines that were cut off and left out (a run was killed, or still writes)"
 
 
 class RolloutReader:
@@ -39,6 +40,7 @@ class RolloutReader:
         self.path, self.rows = Path(path), rows
         self.files = log_files(self.path, (*JSONL, *PARQUET))
         self._tally = Tally()
+        self._told: set[str] = set()
 
     @property
     def warnings(self) -> tuple[Warned, ...]:
@@ -46,7 +48,7 @@ class RolloutReader:
         return self._tally.warnings
 
     def __iter__(self) -> Iterator[Chunk]:
-        self._tally = Tally()
+        self._tally, self._told = Tally(), set()
         last_step, last_key, grouped, total = -1, None, False, 0
         for chunk in self._chunks():
             back_B = chunk.step_B < [last_step, *chunk.step_B[:-1]]
@@ -72,9 +74,9 @@ class RolloutReader:
         rows: list[dict[str, Any]] = []
         lines: list[int] = []
         size = 0
-        for number, length, row in self._objects(path):
+        for number, length, row in json_lines(path, self._tally):
             if keys is None:
-                check_names(list(row), f"{path}, line {number}", self._tally)
+                check_names(row, f"{path}, line {number}", self._tally, self._told)
                 known = [name for name in row if is_known(name)]
             elif row.keys() != keys:
                 known = self._other_row(row, known, f"{path}, line {number}")
@@ -90,41 +92,9 @@ class RolloutReader:
 
     def _other_row(self, row: dict[str, Any], known: list[str], where: str) -> list[str]:
         """Count a row whose columns differ from those of the row before; the known columns with its own."""
-        missing = [name for name in REQUIRED if name not in row]
-        if missing:
-            check_names(list(row), where, self._tally)
+        check_names(row, where, self._tally, self._told)
         self._tally.add("rows whose columns differ from those of the row before; absent values are read as null", where)
         return known + [name for name in row if is_known(name) and name not in known]
-
-    def _objects(self, path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Number, size in bytes and object of each line that is not blank."""
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    if not raw.endswith(b"\n") and _broken(raw):
-                        self._cut_off(path, number)
-                        return
-                    self._tally.add("lines that are not UTF-8; each bad byte is read as U+FFFD", f"{path}, line {number}")
-                    text = raw.decode("utf-8", errors="replace")
-                if text.isspace() or not text:
-                    continue
-                try:
-                    row = json.loads(text)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    if not raw.endswith(b"\n"):
-                        self._cut_off(path, number)
-                        return
-                    raise _not_json(path, number, text, error) from None
-                if not isinstance(row, dict):
-                    raise TutelageError(
-                        f"{path}, line {number} holds {type(row).__name__} {text[:40]!r}; expected one JSON object per line."
-                    )
-                yield number, len(raw), row
-
-    def _cut_off(self, path: Path, number: int) -> None:
-        self._tally.add("last lines that were cut off and left out (a run was killed, or still writes)", f"{path}, line {number}")
 
     def _parquet(self, path: Path) -> Iterator[Chunk]:
         try:
@@ -136,15 +106,69 @@ class RolloutReader:
         try:
             with path.open("rb") as file:
                 table = pyarrow.parquet.ParquetFile(file)
-                check_names(table.schema_arrow.names, str(path), self._tally)
+                check_names(table.schema_arrow.names, str(path), self._tally, self._told)
                 known = [name for name in table.schema_arrow.names if is_known(name)]
                 for batch in table.iter_batches(batch_size=self.rows, columns=known):
                     if len(batch):
-                        yield make_chunk(batch.to_pydict(), range(first, first + len(batch)), str(path), "row", self._tally)
+                        columns = self._columns(batch, f"{path}, from row {first}")
+                        yield make_chunk(columns, range(first, first + len(batch)), str(path), "row", self._tally)
                     first += len(batch)
         except (pyarrow.ArrowException, OSError) as error:
             cause = str(error).strip().split("\n", 1)[0]
             raise TutelageError(f"{path} cannot be read as Parquet: {cause}. It may be cut off, or of another format.") from None
+
+    def _columns(self, batch: Any, where: str) -> dict[str, list[Any]]:
+        """The columns of a batch as lists; text that is not UTF-8, which Parquet does not forbid, is counted and mended."""
+        try:
+            return batch.to_pydict()
+        except UnicodeDecodeError:
+            import pyarrow
+
+        found: dict[str, list[Any]] = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                found[name] = column.to_pylist()
+            except UnicodeDecodeError:
+                if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+                    raise TutelageError(f"{where}: the column {name!r} holds text that is not UTF-8. Write it anew as UTF-8.") from None
+                raw = column.cast(pyarrow.large_binary()).to_pylist()
+                found[name] = [None if text is None else text.decode("utf-8", errors="replace") for text in raw]
+                bad = sum("\ufffd" in text for text in found[name] if text)
+                self._tally.add("values that are not UTF-8; each bad byte is read as U+FFFD", where, bad)
+        return found
+
+
+def json_lines(path: Path, tally: Tally) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Number, size in bytes and object of each line of a file that is not blank.
+
+    Counted in `tally`: lines that are not UTF-8, and a last line that was cut off, which is left out.
+
+    Raises:
+        TutelageError: a line that is no JSON object.
+    """
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                if not raw.endswith(b"\n") and _broken(raw):
+                    tally.add(CUT_OFF, where)
+                    return
+                tally.add("lines that are not UTF-8; each bad byte is read as U+FFFD", where)
+                text = raw.decode("utf-8", errors="replace")
+            if text.isspace() or not text:
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                if not raw.endswith(b"\n"):
+                    tally.add(CUT_OFF, where)
+                    return
+                raise _not_json(path, number, text, error) from None
+            if not isinstance(row, dict):
+                raise TutelageError(f"{where} holds {type(row).__name__} {text[:40]!r}; expected one JSON object per line.")
+            yield number, len(raw), row
 
 
 def log_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -167,7 +191,7 @@ def _broken(raw: bytes) -> bool:
     """Whether a last line is no JSON even with its bad bytes replaced."""
     try:
         json.loads(raw.decode("utf-8", errors="replace"))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return True
     return False
 

@@ -21,7 +21,8 @@ from tutelage.study import engines
 from tutelage.study.config import Arm, BudgetKind, Reward, Run
 from tutelage.study.evaluate import HeldOut, Measured, evaluate, held_out
 from tutelage.study.schema import without_nan
-from tutelage.tasks.rewards import FormatIndependent, Shaping, VerifierReward, correct_only
+from tutelage.tasks.monitors import monitor
+from tutelage.tasks.rewards import FormatIndependent, Shaping, SpanGate, VerifierReward, correct_only
 
 HEAT_COLUMNS = 60
 """Lessons are binned into at most so many columns of the record of what was taught."""
@@ -134,6 +135,9 @@ def _shaping(reward: Reward) -> Shaping | None:
     if reward.mode == "format_independent":
         names = ("correct", "correct_unformatted", "wrong", "wrong_unformatted")
         return FormatIndependent(**dict(zip(names, reward.values, strict=True)), formatted=reward.formatted)
+    if reward.mode == "span_gate":
+        assert reward.behaviour is not None
+        return SpanGate(monitor(reward.behaviour))
     return correct_only if reward.mode == "correct_only" else None
 
 

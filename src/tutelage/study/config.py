@@ -47,12 +47,14 @@ class Reward(Strict):
     """What is optimised. Curricula and evaluation see the verifier's judgement, whatever stands here.
 
     mode: "grade" is the verifier's grade, with partial grades where it gives any; "correct_only" is 1 or 0; "format_independent" pays and
-    punishes the format beside the answer (`tutelage.tasks.rewards.FormatIndependent`). The other fields belong to that mode. formatted:
-    "boxed" (a closed \\boxed) or "marked" (any mark that verifiers read an answer by). values: the rewards of correct and formatted,
-    correct, wrong but formatted, wrong.
+    punishes the format beside the answer (`tutelage.tasks.rewards.FormatIndependent`); "span_gate" is the grade, and nothing for a
+    completion with an unwanted `behaviour` (`tutelage.tasks.monitors`). The other fields belong to the format. formatted: "boxed" (a
+    closed \\boxed) or "marked" (any mark that verifiers read an answer by). values: the rewards of correct and formatted, correct, wrong
+    but formatted, wrong.
     """
 
-    mode: Literal["grade", "correct_only", "format_independent"] = "grade"
+    mode: Literal["grade", "correct_only", "format_independent", "span_gate"] = "grade"
+    behaviour: str | None = None
     formatted: Literal["boxed", "marked"] = "boxed"
     values: tuple[float, float, float, float] = (1.0, 0.5, -0.5, -1.0)
 
@@ -271,6 +273,11 @@ def _check_together(run: Run, source: str) -> None:
         raise TutelageError(
             f"{source}: format_reward={run.format_reward:g} and reward={run.reward.mode} both say what a wrong but well-formed completion "
             "earns. Drop one of the two."
+        )
+    if (run.reward.mode == "span_gate") != (run.reward.behaviour is not None):
+        raise TutelageError(
+            f"{source}: reward.mode={run.reward.mode} with reward.behaviour={run.reward.behaviour}; the mode span_gate needs a behaviour, "
+            "and no other mode has one. Set both: reward: {mode: span_gate, behaviour: refusal}, or a string that completions hold."
         )
     if run.template is not None and "{prompt}" not in run.template:
         raise TutelageError(f"{source}: the template {run.template[:60]!r} has no place for the task; write {{prompt}} where it goes.")

@@ -79,11 +79,11 @@ def table(kind: str, label: str, header: str, rows: Sequence[str]) -> str:
     return f'<div class="scroll" role="region" aria-label="{text(label)}" tabindex="0">{inside}</div>'
 
 
-def drawing(canvas: Canvas, spoken: str, title: str = "", note: str = "") -> str:
-    """A panel as a figure with its title; `spoken` describes it to screen readers."""
+def drawing(canvas: Canvas, spoken: str, title: str = "", note: str = "", key: str = "") -> str:
+    """A panel as a figure with its title and, as HTML, its key of colours; `spoken` describes it to screen readers."""
     quiet = f' <span class="quiet">{text(note)}</span>' if note else ""
     caption = f"<figcaption>{text(title)}{quiet}</figcaption>" if title else ""
-    return f"<figure>{caption}{canvas.page_svg(spoken)}</figure>"
+    return f"<figure>{caption}{key}{canvas.page_svg(spoken)}</figure>"
 
 
 def sentence(phrase: str) -> str:

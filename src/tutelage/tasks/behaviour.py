@@ -40,7 +40,9 @@ def garbled(text: str) -> bool:
     """
     if not any(sign.isalnum() for sign in text):
         return True
-    if sum((not sign.isprintable() and not sign.isspace()) or sign == "\ufffd" for sign in text) > len(text) / 10:
+    packed = "".join(text.split())
+    suspect = not packed.isprintable() or "\ufffd" in packed  # counting signs is slow; most texts need none of it
+    if suspect and sum(not sign.isprintable() or sign == "\ufffd" for sign in packed) > len(text) / 10:
         return True
     words = text.lower().split()
     if len(words) >= 12 and len(set(words)) < len(words) / 4:

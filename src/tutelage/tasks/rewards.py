@@ -129,6 +129,21 @@ class FormatIndependent:
         return np.where(np.asarray(kind_B) == Kind.CORRECT, right_B, np.where(formatted_B, self.wrong, self.wrong_unformatted))
 
 
+@dataclass(frozen=True)
+class SpanGate:
+    """The shaping r' = r (1 - b): a completion that shows an unwanted behaviour, anywhere in it, earns nothing.
+
+    shows: a monitor, text -> bool, see `tutelage.tasks.monitors`. The verifier's judgement stays as it is, so curricula and evaluation see
+    the answer; `tutelage.tasks.verifiers.guards.span_gate` makes such a completion WRONG instead.
+    """
+
+    shows: Callable[[str], bool]
+
+    def __call__(self, kind_B: NDArray[np.int8], grade_B: NDArray[np.float64], texts_B: Sequence[str]) -> NDArray[np.float64]:
+        """Rewards (B,)."""
+        return np.where([self.shows(text) for text in texts_B], 0.0, grade_B)
+
+
 def _own_name(name: str) -> str:
     """A column's name in the pool, see `to_dataset`."""
     own = name.removeprefix("task_")

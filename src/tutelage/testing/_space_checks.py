@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from tutelage.curricula._base import Curriculum
+from tutelage.curricula._spaces import SpaceCurriculum
 from tutelage.outcomes import Outcomes
 from tutelage.spaces import TaskSpace
 from tutelage.testing._lessons import (
@@ -26,6 +29,7 @@ from tutelage.testing._lessons import (
     snapshot,
     state_bytes,
 )
+from tutelage.traces import read_trace
 
 SHARED = (
     "check_declaration",
@@ -162,6 +166,29 @@ def _refused(curriculum: Curriculum, outcomes: Outcomes, field: str, what: str) 
     message = raises(functools.partial(curriculum.observe, outcomes), f"observing {what}")
     expect(field in message, f"the error for {what} does not name {field}: {message}")
     expect(same(before, snapshot(curriculum)), f"observing {what} raised, but had already changed the curriculum")
+
+
+def check_trace(factory: OverSpaces) -> None:
+    """A run that is logged decides as one that is not, and its trace holds every point and return, over a resume too."""
+    space = make_space()
+    plain, logged, resumed = (factory(space, 0) for _ in range(3))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.jsonl"
+        assert isinstance(logged, SpaceCurriculum)
+        assert isinstance(resumed, SpaceCurriculum)
+        logged.log_to(path)
+        expected = [*run(plain, space, 3), *run(plain, space, 2, start=3)]
+        before = run(logged, space, 3)
+        state = logged.state_dict()
+        run(logged, space, 1, start=3)  # taken back
+        resumed.load_state_dict(state)
+        resumed.log_to(path)
+        difference = first_difference(expected, before + run(resumed, space, 2, start=3))
+        expect(not difference, f"a logged run decides otherwise than one that is not logged: {difference}")
+        trace = read_trace(path)
+    points_MD = np.concatenate([points_ND for points_ND, _ in expected])
+    expect(same(trace.point_MD, points_MD), "the trace does not hold the points that were proposed")
+    expect(bool(np.isfinite(trace.returned_M).all()), "the trace lacks lessons that were observed")
 
 
 def check_state_growth(factory: OverSpaces) -> None:

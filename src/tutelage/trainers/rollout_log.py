@@ -22,7 +22,8 @@ class RolloutLog:
 
     The student's own attempts are logged, as the curriculum sees them, before a teacher changes a group. Every process is given the
     callback; rank 0 writes. It needs GRPO and a curriculum (`uniform` is one). Texts come from the tokens themselves, so that TRL's
-    `log_completions` has no part in it.
+    `log_completions` has no part in it. The source of an attempt is the arm of its task. path: a .jsonl file, which `tutelage.audits.live`
+    can follow, or with the suffix .parquet a folder that gets a part with each lesson.
     """
 
     needs_attempts = True
@@ -52,6 +53,8 @@ def rows_of(lesson: Lesson) -> Iterator[dict[str, Any]]:
                 "prompt": as_text(attempts.prompt_N[n]),
                 "group": f"{lesson.ledger.lessons}/{n}",  # a refill draws several lessons in one step
             }
+            if outcomes.arm_N is not None:
+                row["source"] = str(int(outcomes.arm_N[n]))
             if outcomes.length_NG is not None:
                 row["tokens"] = int(outcomes.length_NG[n, g])
             yield row | {TERM + name: float(term_NG[n, g]) for name, term_NG in attempts.terms_NG.items()}

@@ -152,7 +152,7 @@ class Suite(Protocol):
         """The student of a seed in a profile: the same for every teacher."""
 
 
-SUITES = {"acl": "tutelage.study.acl.toys:GriddedSuite"}
+SUITES = {"acl": "tutelage.study.acl.toys:GriddedSuite", "acl-walker": "tutelage.study.acl.walker:WalkerSuite"}
 """Where each suite is written, as module:class; it is imported when it is asked for."""
 
 

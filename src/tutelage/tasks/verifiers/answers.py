@@ -31,6 +31,8 @@ def after_thinking(text: str) -> str:
 
 def tagged_answer(text: str) -> str | None:
     """The content of the last `<answer>…</answer>`, stripped, or None; unclosed (a stop string), to the end."""
+    if "<answer>" not in text.casefold():
+        return None
     found = _TAG.findall(after_thinking(text))
     closed = [content for content, end in found if end]
     return (closed or [content for content, _ in found])[-1].strip() if found else None
@@ -47,8 +49,11 @@ def marked_answer(text: str) -> str | None:
     tagged = tagged_answer(text)
     if tagged is not None:
         text = tagged
-    marks = [(m.start(1), m.group(1)) for pattern in (_HASHES, _VERBAL) for m in pattern.finditer(text)]
-    marks += _boxes(text)
+    marks = [(m.start(1), m.group(1)) for m in _HASHES.finditer(text)] if "####" in text else []
+    if "answer" in text.casefold():  # a look for the word alone takes a hundredth of the time
+        marks += [(m.start(1), m.group(1)) for m in _VERBAL.finditer(text)]
+    if "boxed" in text:
+        marks += _boxes(text)
     return plain(max(marks)[1]) if marks else tagged
 
 
@@ -112,6 +117,11 @@ _REFUSAL = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
+_REFUSAL_SIGNS = (
+    "n't", "not", "’t", "unable", "unsure", "uncertain", "declin", "refus", "impossible", "insufficient", "idea", "clue",
+    "unknown", "determin", "n/a", "na", "?",
+)  # fmt: skip
+"""One of these, in lower case, stands in whatever reads as a refusal; a text without any needs no second look."""
 _SHORT_REFUSAL = re.compile(
     r"(?:it(?:'s|\s+is)\s+)?(?:unknown|unsure|not\s+sure|undetermined|undeterminable|indeterminable|n/?a|no\s+idea|\?+)", re.I
 )
@@ -121,7 +131,8 @@ _RESUMED = re.compile(
        | let's\b | let\s+(?:me|us)\b | therefore\b | thus\b | hence\b | (?:best|my)\s+guess\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_SENTENCE_END = re.compile(r"[.!?\n]\s*")
+"""A sign that may end a sentence and the white space behind it: a full stop without any ends none."""
 
 
 def refused(text: str) -> bool:
@@ -131,13 +142,16 @@ def refused(text: str) -> bool:
     refusal must stand in the first or the last sentence, and the text must not go on to an answer ("…, but I think it is 12", "Let's
     try"): a doubt in the middle of a derivation is thinking aloud. An empty text is no refusal but malformed.
     """
+    folded = text.casefold()
+    if not any(sign in folded for sign in _REFUSAL_SIGNS):
+        return False
     marked = marked_answer(text.replace("’", "'"))
     if marked is not None:
         return bool(_SHORT_REFUSAL.fullmatch(marked) or ((m := _REFUSAL.search(marked)) and len(marked[: m.start()].split()) <= 3))
     text = after_thinking(text).replace("’", "'").strip()
     if _SHORT_REFUSAL.fullmatch(plain(text)):
         return True
-    starts = [0, *(m.end() for m in _SENTENCE_END.finditer(text))]
+    starts = [0, *(m.end() for m in _SENTENCE_END.finditer(text) if len(m[0]) > 1 or m[0] == "\n")]
     for start, end in {(starts[0], (starts[1:] or [len(text)])[0]), (starts[-1], len(text))}:
         if (found := _REFUSAL.search(text, start, end)) and not _RESUMED.search(text, found.end()):
             return True
