@@ -92,7 +92,8 @@ class Slots:
         self.declared = venv.get_attr("task_space")[0] if venv.has_attr("task_space") else None
         self.mastery_return = venv.get_attr("mastery_return")[0] if venv.has_attr("mastery_return") else None
         self.task_ED: Float = np.zeros((venv.num_envs, 0))
-        self.reward_E, self.length_E = np.zeros(venv.num_envs), np.zeros(venv.num_envs, dtype=np.int64)
+        self.reward_E = np.zeros(venv.num_envs)
+        self.steps, self.began_E = 0, np.zeros(venv.num_envs, dtype=np.int64)  # of the vector environment, and at each slot's beginning
 
     def begin_all(self, task_ED: Float, options: Sequence[dict[str, Any]] = ()) -> Any:
         """Reset every slot to its task; the first observations. options: further options of each slot."""
@@ -103,7 +104,7 @@ class Slots:
         except (TypeError, EOFError, ConnectionError) as error:
             raise self._refused(error) from error
         self.task_ED = task_ED.copy()
-        self.reward_E[:], self.length_E[:] = 0.0, 0
+        self.reward_E[:], self.began_E[:] = 0.0, self.steps
         for e, info in enumerate(self.venv.reset_infos):
             self._check_began(e, info)
         return observations
@@ -111,7 +112,7 @@ class Slots:
     def begin(self, e: int, task_D: Float) -> Any:
         """Reset slot e to a task; its first observation."""
         ((observation, info),) = self.venv.env_method("reset", options={"task": task_D.copy()}, indices=[e])
-        self.task_ED[e], self.reward_E[e], self.length_E[e] = task_D, 0.0, 0
+        self.task_ED[e], self.reward_E[e], self.began_E[e] = task_D, 0.0, self.steps
         self._check_began(e, info)
         infos = list(self.venv.reset_infos)
         infos[e] = info
@@ -122,12 +123,12 @@ class Slots:
         """The vector environment's step; where an episode ended, what comes for the next one is not yet its first observation."""
         observations, reward_E, done_E, infos = self.venv.step_wait()
         self.reward_E += reward_E
-        self.length_E += 1
+        self.steps += 1
         return observations, reward_E, done_E, infos
 
     def finished(self, e: int, info: dict[str, Any]) -> Episode:
         """The episode that just ended in slot e. A return that is not finite, or another task than the slot's, raises."""
-        reward, length = float(self.reward_E[e]), int(self.length_E[e])
+        reward, length = float(self.reward_E[e]), int(self.steps - self.began_E[e])
         self._check_task(e, info, "ended an episode of")
         if not np.isfinite(reward):
             raise TutelageError(

@@ -261,11 +261,13 @@ class CurriculumCallback(BaseCallback):
         self.env = env
         env.model = self.model
 
-    def _on_step(self) -> bool:
+    def _on_rollout_end(self) -> None:
         if self.env.episodes != self._logged:
             self._logged = self.env.episodes
             for name, value in self.env.curriculum.metrics.items():
                 self.logger.record(f"curriculum/{name}", value)
+
+    def _on_step(self) -> bool:
         if self.save_freq and self.n_calls % self.save_freq == 0:
             self.env.save_curriculum(os.path.join(self.save_path, f"{self.name_prefix}_curriculum_{self.num_timesteps}_steps.npz"))
         return True
