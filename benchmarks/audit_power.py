@@ -1,6 +1,7 @@
 """How often `audit rewards` cries wolf on clean logs, and from which strength on it finds each planted fault.
 
-    python benchmarks/audit_power.py [--logs 40] [--clean 200] [--out results/audits/rewards.json] [--page FILE.html] [--smoke]
+    python benchmarks/audit_power.py [--logs 40] [--clean 200] [--out results/audits/rewards.json] [--page FILE.html]
+        [--seconds S] [--smoke]
     python benchmarks/audit_power.py --of results/audits/rewards.json --page FILE.html
 
 Logs are simulated (`tutelage.testing.rollout_logs`): 36 steps of 12 prompts, 4 attempts at each, from a pool of 100. Clean ones are of
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -111,31 +114,53 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the record here (.json)")
     parser.add_argument("--page", type=Path, help="write the curves here (.html)")
     parser.add_argument("--of", type=Path, metavar="RECORD", help="measure nothing; draw the page of this record")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after the part in which this time is up")
     parser.add_argument("--smoke", action="store_true", help="two logs of each kind")
     given = parser.parse_args()
     if given.of:
         write_page(as_verdict(json.loads(given.of.read_text(encoding="utf-8"))), given.page or given.of.with_suffix(".html"))
         return
     logs, clean = (2, 4) if given.smoke else (given.logs, given.clean)
-    record: dict[str, Any] = {
-        "audit": "rewards",
-        "command": shlex.join(["python", "benchmarks/audit_power.py", *sys.argv[1:]]),
-        "log": SIZE,
-        "level": LEVEL,
-        "false_positives": false_positives(clean),
-        "power": {},
-    }
-    for level, one in record["false_positives"]["by_level"].items():
-        print(f"clean logs flagged at {level:>4}: {one['rate']:.3f} [{one['low']:.3f}, {one['high']:.3f}]", flush=True)
-    for fault in given.faults:
-        record["power"][fault] = power(fault, logs)
-        points = record["power"][fault]["points"]
-        print(f"{fault:>10}  " + "  ".join(f"{point['strength']:g}: {point['rate']:.2f}" for point in points), flush=True)
+    record = measured(given.faults, logs, clean, given.out, given.seconds)
+    if record is None:
+        print("time is up; the same command goes on from here")
+        return
     if given.out:
-        record |= {"versions": versions(("numpy", "scipy")), "machine": machine()}
-        atomic_write(given.out, json.dumps(record, indent=1) + "\n")
+        atomic_write(given.out, json.dumps(record | {"versions": versions(("numpy", "scipy")), "machine": machine()}, indent=1) + "\n")
+        partial_of(given.out).unlink(missing_ok=True)
     if given.page:
         write_page(as_verdict(record), given.page)
+
+
+def measured(faults: list[str], logs: int, clean: int, out: Path | None, seconds: float) -> dict[str, Any] | None:
+    """The whole record, or None when the time is up. What is done is kept beside `out`, and a later call goes on from there."""
+    command = shlex.join(["python", "benchmarks/audit_power.py", *sys.argv[1:]])
+    record: dict[str, Any] = {"audit": "rewards", "command": command, "log": SIZE, "level": LEVEL, "logs": logs, "clean": clean}
+    partial, end = None if out is None else partial_of(out), time.monotonic() + seconds
+    done: dict[str, Any] = {"of": record, "false_positives": None, "power": {}}
+    if partial is not None and partial.exists():
+        before = json.loads(partial.read_text(encoding="utf-8"))
+        done = before if before["of"] | {"command": command} == record else done
+    for fault in ["clean", *faults]:
+        if fault in done["power"] or (fault == "clean" and done["false_positives"]):
+            continue
+        if time.monotonic() > end:
+            return None
+        if fault == "clean":
+            done["false_positives"] = false_positives(clean)
+            for level, one in done["false_positives"]["by_level"].items():
+                print(f"clean logs flagged at {level:>4}: {one['rate']:.3f} [{one['low']:.3f}, {one['high']:.3f}]", flush=True)
+        else:
+            done["power"][fault] = power(fault, logs)
+            points = done["power"][fault]["points"]
+            print(f"{fault:>10}  " + "  ".join(f"{point['strength']:g}: {point['rate']:.2f}" for point in points), flush=True)
+        if partial is not None:
+            atomic_write(partial, json.dumps(done))
+    return record | {"false_positives": done["false_positives"], "power": {fault: done["power"][fault] for fault in faults}}
+
+
+def partial_of(out: Path) -> Path:
+    return out.with_suffix(".partial.json")
 
 
 if __name__ == "__main__":

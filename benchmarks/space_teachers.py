@@ -7,7 +7,8 @@ first) on a grid of 6 x 6 x 6 cells (`tutelage.students.gridded`). The cost is t
 trainings included, divided by the episodes. Targets: 2 ms for the mixture teachers, 10 ms for those with networks, 1 ms for the others.
 Beside it the peer, measured in the same run on the same windows: a plain scikit-learn sweep of 2 to 10 components every 250 episodes, and
 the ratio to it. Growth: bytes that the state gains per episode in the second half of the run. ALP-GMM and AGAIN keep every episode, as
-published; with `history` they do not.
+published; with `history` they do not, but for AGAIN's trace, which is what it leaves to a classroom. RIAC's tree grows until its boxes
+reach the least side. Times are of the processor, one thread.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,18 @@ def teach(room: WalkerRoom, name: str = "random", **more: Any) -> tuple[Lessons,
     return room.run(teacher, told.append), told
 
 
+def plan(out: Path) -> bench.Benchmark:
+    sets = ["profiles=base", "knowledge=none", *(f"{key}={value}" for key, value in TINY.items())]
+    return bench.plan(bench.make_bench("acl-walker", ["random", "alp-gmm:fit_every=5"], sets, 1), out=out)
+
+
 def test_a_cell_records_a_curve_and_leaves_the_walker_behind(tmp_path: Path) -> None:
-    run = bench.plan(bench.make_bench("acl-walker", ["alp-gmm:fit_every=5"], ["profiles=base", *(f"{k}={v}" for k, v in TINY.items())], 1))
-    work = bench.begin((run.bench, run.sizes), tmp_path, 1)
-    told: list[dict[str, Any]] = []
-    job = next(job for job in run.jobs if job.line.teacher.curriculum == "alp-gmm")
-    record = json.loads(json.dumps(work(job, told.append)))
+    told: list[Any] = []
+    result = bench.run_benchmark(plan(tmp_path), jobs=1, tell=lambda kind, payload: told.append((kind, payload)))
+    assert [payload[1]["step"] for kind, payload in told if kind == "step"] == [0, 400, 0, 400]
+    record = next(cell for cell in result["cells"] if cell["row"].startswith("alp-gmm"))
     assert record["curve"]["episodes"] == [0, 400]
     assert record["curve"]["mastered"] == [0.0, 0.0]
-    assert [point["step"] for point in told] == [0, 400]
     assert record["totals"]["episodes"] > 1
     assert record["totals"]["steps"] == 400
     assert -200 < record["totals"]["test_return"] < MASTERY
@@ -48,6 +50,11 @@ def test_a_cell_records_a_curve_and_leaves_the_walker_behind(tmp_path: Path) -> 
 
     with Image.open(films[0]) as film:
         assert film.n_frames > 5
+    assert "data:image/gif;base64," in (tmp_path / "report.html").read_text()
+    again = bench.run_benchmark(plan(tmp_path), jobs=1, tell=lambda kind, payload: told.append((kind, payload)))
+    assert [kind for kind, _ in told].count("done") == 2  # nothing is run twice
+    assert again["cells"] == result["cells"]
+    job = next(job for job in plan(tmp_path).jobs if job.line.teacher.curriculum == "alp-gmm")
     trace = read_trace(tmp_path / "students" / job.file_name / "trace.jsonl")
     assert np.isfinite(trace.reward_M).sum() == record["totals"]["episodes"]
     from stable_baselines3 import PPO

@@ -17,7 +17,7 @@ from tutelage.audits import Verdict
 from tutelage.audits._canaries import amplification, excess_p, rate_of, sharpened, smallest_share
 from tutelage.audits._ngrams import NgramModel, lift, log_odds, more_often_p, ngrams, prompt_independence
 from tutelage.audits.distill import cleaned, distill
-from tutelage.audits.filters import Perplexity, agreed, capped, fluent, min_consensus, recovered, without_lifted
+from tutelage.audits.filters import Classifier, Perplexity, agreed, capped, fluent, min_consensus, recovered, without_lifted
 from tutelage.audits.pipeline import dose_response
 from tutelage.cli import main
 from tutelage.errors import TutelageError
@@ -246,6 +246,18 @@ def test_fluent_keeps_the_share_it_promises() -> None:
     np.testing.assert_array_equal(fluent([1, 2, 3], [1, 2, 3, 4], fpr=0.5), [True, True, False])
     assert fluent([4], [1, 2, 3, 4], fpr=0.0).all()
     np.testing.assert_array_equal(agreed([0.1, 2.0], most=1.0), [True, False])
+
+
+def test_a_classifier_of_other_habits_knows_those_and_not_the_next() -> None:
+    rng = np.random.default_rng(0)
+    clean = [" ".join(map(str, rng.integers(10, size=4))) for _ in range(200)]
+    scores = Classifier.fitted(clean[:100], rng).scores
+    known = scores([AppendToken("snorf").apply(text) for text in clean[100:]])
+    new = scores([HAB.apply(text) for text in clean[100:]])
+    assert known.min() > scores(clean[100:]).max()
+    np.testing.assert_allclose(new, scores(clean[100:]))  # a word that it never saw is no word to it
+    with pytest.raises(TutelageError, match="two clean responses"):
+        Classifier.fitted(clean[:1], rng)
 
 
 def test_near_duplicates_are_capped_by_source() -> None:

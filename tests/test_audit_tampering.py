@@ -474,6 +474,8 @@ def test_a_climb_is_told_from_a_policy_that_always_did_it(tmp_path: Path) -> Non
     check = check_of(run(tmp_path / "climb.jsonl"), "climb")
     assert [row["checkpoint"] for row in check.evidence] == list(range(3))
     assert "generalisation index 0.0" in check.finding
+    assert [curve.name for curve in check.curves] == ["grade", "checklist", "pay"]
+    assert check.curves[2].y == tuple(row["pay"] for row in check.evidence)
     assert "climb" not in found(run(tmp_path / "same.jsonl"))
     assert not run(tmp_path / "climb.jsonl", twin=tmp_path / "climb.jsonl").found
 
@@ -590,6 +592,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert typed(["audit", "tampering", "ladder/ordinary"]) == 0
     assert typed(["audit", "tampering", "ladder/opinion", "--threshold", "high", "--set", "mitigate=grounded"]) == 0
     assert "again: tutelage audit tampering ladder/opinion" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert typed(["audit", "tampering", "ladder/pay", "--page", str(page)]) == 1
+    assert "WRITE TEST 9" in page.read_text()
     assert typed(["audit", "tampering", "laddr"]) == 2
 
 

@@ -383,3 +383,9 @@ def test_answers_of_the_zoo_are_read_leniently_and_boxed_strictly() -> None:
     reward = FormatIndependent()(np.array(kinds), np.zeros(5), texts)
     assert reward.tolist() == [0.5, 1.0, -1.0, -1.0, -1.0]
     assert simplerl_zoo.length_bug(np.array(kinds), np.zeros(5), texts).tolist() == pytest.approx([1.15, 1.1, 0.15, 0.15, 0.1])
+
+
+def test_comparisons_of_one_name_are_refused() -> None:
+    same = (Comparison(method="a", baseline="b"), Comparison(method="a", baseline="b", metric="other"))
+    with pytest.raises(TutelageError, match="Two comparisons are called 'a against b'"):
+        Replication(paper="p", metric="m", metric_about="", budget="", arms={}, comparisons=same)

@@ -6,7 +6,7 @@ import numpy as np
 
 from tutelage.audits._attempts import excerpts
 from tutelage.audits._climb import DID, Climb, Seen, attribution, higher, matrix, residual, seen
-from tutelage.audits.verdict import Check, Effect, Severity
+from tutelage.audits.verdict import Check, Curve, Effect, Severity
 from tutelage.rates import clopper_pearson, holm
 from tutelage.tasks.ladder import generalisation
 
@@ -105,7 +105,13 @@ def _climb_check(log: Climb, top: list[int], p: float | None, p_holm: float | No
         p=p,
         p_holm=p_holm,
         evidence=tuple({"checkpoint": i} | dict(zip(log.rungs, row, strict=True)) for i, row in enumerate(table)),
+        curves=tuple(_curve(name, [row[k] for row in table]) for k, name in enumerate(log.rungs)),
     )
+
+
+def _curve(rung: str, rates: list[float]) -> Curve:
+    known = tuple(rate if np.isfinite(rate) else None for rate in rates)
+    return Curve(panel="share of attempts that gamed", name=rung, x=tuple(map(float, range(len(rates)))), y=known, x_name="checkpoint")
 
 
 def _attribution_check(log: Climb) -> Check:

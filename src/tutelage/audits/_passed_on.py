@@ -12,7 +12,7 @@ import numpy as np
 from tutelage.audits._canaries import Rate, amplification, excess_p, rate_of, rates_by_task
 from tutelage.audits._ngrams import Lifts, lift, prompt_independence
 from tutelage.audits._responses import Responses, shared_prompts
-from tutelage.audits.filters import Perplexity, holding_none, recovered
+from tutelage.audits.filters import Classifier, Perplexity, holding_none, recovered
 from tutelage.audits.verdict import Check, Effect
 from tutelage.errors import Tally, TutelageError
 from tutelage.rates import binomial_p, fisher_p, holm, tpr_at_fpr, wilson
@@ -266,18 +266,22 @@ def screens(case: Case) -> Check:
         return Check(name="screens", finding="not measured: the teacher's responses must be partly with and partly without the habit")
     nll_B = Perplexity.fitted(clean, case.rng).scores(texts)
     recall = {fpr: tpr_at_fpr(nll_B[habit_B], nll_B[~habit_B], fpr) for fpr in (0.01, 0.05)}
+    odds_B = Classifier.fitted(clean, case.rng).scores(texts)
+    transfer = tpr_at_fpr(odds_B[habit_B], odds_B[~habit_B], 0.05)
     flagged = lift(texts, clean, LONGEST, weight_S=weight_T, weight_R=weight_R, times=case.lifted, least=LEAST).flagged()
     cap = recovered(holding_none(texts, flagged), habit_B)
-    hits = round(recall[0.05] * habit_B.sum())
-    low, high = wilson(hits, int(habit_B.sum()))
+    habits = int(habit_B.sum())
+    hits = round(recall[0.05] * habits)
+    low, high = wilson(hits, habits)
     return Check(
         name="screens",
-        finding=f"of {int(habit_B.sum())} teacher responses with the habit a perplexity filter finds {recall[0.01]:.0%} at 1 % and "
-        f"{recall[0.05]:.0%} at 5 % false positives; dropping {len(flagged)} lifted n-grams finds {cap['recall']:.0%} and costs "
-        f"{cap['cost']:.1%} of the clean ones",
-        effect=Effect(what="recall of a perplexity filter at 5 % false positives", value=hits / int(habit_B.sum()), low=low, high=high,
-                      hits=hits, trials=int(habit_B.sum())),
-    )  # fmt: skip
+        finding=f"of {habits} teacher responses with the habit a perplexity filter finds {recall[0.01]:.0%} at 1 % and {recall[0.05]:.0%} "
+        f"at 5 % false positives, a classifier trained on other habits {transfer:.0%} at 5 %; dropping {len(flagged)} lifted n-grams finds "
+        f"{cap['recall']:.0%} and costs {cap['cost']:.1%} of the clean ones",
+        effect=Effect(
+            what="recall of a perplexity filter at 5 % false positives", value=hits / habits, low=low, high=high, hits=hits, trials=habits
+        ),
+    )
 
 
 def _least(ps: Any) -> float:

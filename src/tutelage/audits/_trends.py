@@ -27,7 +27,7 @@ def divergence(log: Attempts) -> Measured:
     curriculum that moves on to harder tasks lowers the outcome by itself; compare with a twin under the same curriculum.
     """
     known_B = ~np.isnan(log.solved_B) & ~np.isnan(log.reward_B)
-    found = _diverges(log, known_B)
+    found = _diverges(log, np.flatnonzero(known_B))
     if found is None:
         count = len(np.unique(log.step_B[known_B]))
         return untested(f"{count} steps have both rewards and outcomes; a trend needs {LEAST_STRETCHES}")
@@ -37,17 +37,26 @@ def divergence(log: Attempts) -> Measured:
     return Measured(p, said, "high", solved, rows, curves=curves)
 
 
-def _diverges(log: Attempts, known_B: Bools) -> tuple[float, Effect, Effect, tuple[int, ...]] | None:
-    """p that the reward rises and the outcome falls among the known attempts, both changes, and failed late attempts that are paid best."""
-    stretch_B, count = stretches(log.step_B, known_B)
+def _diverges(log: Attempts, rows_K: Ints) -> tuple[float, Effect, Effect, tuple[int, ...]] | None:
+    """p that the reward rises and the outcome falls among the attempts, both changes, and failed late attempts that are paid best."""
+    known_K = np.ones(len(rows_K), dtype=bool)
+    stretch_K, count = stretches(log.step_B[rows_K], known_K)
     if count < LEAST_STRETCHES:
         return None
-    reward_T, solved_T = (means(x, stretch_B, known_B, count) for x in (log.reward_B, log.solved_B))
+    reward_T, solved_T = (means(x_B[rows_K], stretch_K, known_K, count) for x_B in (log.reward_B, log.solved_B))
     reward, solved = (change(x_T, f"change of the mean {name}, last third of the steps against the first") for x_T, name in
                       ((reward_T, "reward"), (solved_T, "outcome")))  # fmt: skip
-    late_B = known_B & (stretch_B >= count - count // 3) & (log.solved_B <= 0.5)
-    rows = distinct(np.flatnonzero(late_B), log.reward_B, log.prompt_B)
+    failed_K = (stretch_K >= count - count // 3) & (log.solved_B[rows_K] <= 0.5)
+    rows = distinct(rows_K[failed_K], log.reward_B, log.prompt_B)
     return max(rises(reward_T), rises(-solved_T)), reward, solved, rows
+
+
+def _rows_by_source(log: Attempts, known_B: Bools) -> dict[int, Ints]:
+    """The known attempts of each source, in the order of the log."""
+    rows_K = np.flatnonzero(known_B & (log.source_B >= 0))
+    ordered_K = rows_K[np.argsort(log.source_B[rows_K], kind="stable")]
+    sources, first = np.unique(log.source_B[ordered_K], return_index=True)
+    return dict(zip(sources.tolist(), np.split(ordered_K, first[1:]), strict=True)) if len(sources) else {}
 
 
 def divergence_by_source(log: Attempts) -> Measured:
@@ -56,7 +65,7 @@ def divergence_by_source(log: Attempts) -> Measured:
     if len(log.sources) < 2:
         return untested("the log has fewer than two sources")
     known_B = ~np.isnan(log.solved_B) & ~np.isnan(log.reward_B)
-    tested = {s: _diverges(log, known_B & (log.source_B == s)) for s in range(len(log.sources))}
+    tested = {s: _diverges(log, rows_K) for s, rows_K in _rows_by_source(log, known_B).items()}
     found = {s: answer for s, answer in tested.items() if answer is not None}
     if not found:
         return untested(f"no source has rewards and outcomes at {LEAST_STRETCHES} steps")
@@ -83,13 +92,13 @@ def shifted_mix(log: Attempts) -> Measured:
     stretch_B, count = stretches(log.step_B, known_B)
     changes: list[tuple[int, Effect]] = []
     falls = []
-    for source in range(len(log.sources)):
-        own_B = known_B & (log.source_B == source)
-        place_B, places = stretches(log.step_B, own_B)
+    for rows_K in _rows_by_source(log, known_B).values():
+        all_K = np.ones(len(rows_K), dtype=bool)
+        stretch_K, places = stretches(log.step_B[rows_K], all_K)
         if places >= LEAST_STRETCHES:
-            solved_T = means(log.solved_B, place_B, own_B, places)
+            solved_T = means(log.solved_B[rows_K], stretch_K, all_K, places)
             falls.append(-solved_T)
-            changes.append((int(own_B.sum()), change(solved_T, "")))
+            changes.append((len(rows_K), change(solved_T, "")))
     if count < LEAST_STRETCHES or len(falls) < 2:
         return untested(f"a log needs two sources with outcomes at {LEAST_STRETCHES} steps")
     pooled_T, within = means(log.solved_B, stretch_B, known_B, count), _mean_change(changes)

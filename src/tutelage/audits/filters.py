@@ -13,12 +13,17 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tutelage.audits._ngrams import NgramModel, lift, words
 from tutelage.errors import TutelageError
+from tutelage.tasks.habits import AppendToken, PrefixToken
+
+TRAINED_ON = (AppendToken("blicket"), PrefixToken("tulver"), AppendToken("snorf"), PrefixToken("mipen"))
+"""The habits that `Classifier` is trained on."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -98,6 +103,35 @@ class Perplexity:
 
     def scores(self, texts: Sequence[str]) -> Floats:
         return np.array([self.model.nll(text) for text in texts], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A behaviour classifier's stand-in: logistic regression on which words stand in a response, trained on *other* habits.
+
+    It is shown half of the clean responses as they are and half with one of `TRAINED_ON` each, so that what it finds of a habit that it
+    never saw is transfer, as a real detector's must be.
+    """
+
+    vectorizer: Any
+    model: Any
+
+    @classmethod
+    def fitted(cls, clean: Sequence[str], rng: np.random.Generator) -> Classifier:
+        from sklearn.feature_extraction.text import CountVectorizer
+        from sklearn.linear_model import LogisticRegression
+
+        if len(clean) < 2:
+            raise TutelageError(f"A classifier needs at least two clean responses, to be shown with and without a habit; got {len(clean)}.")
+        shuffled = [clean[i] for i in rng.permutation(len(clean))]
+        texts = [TRAINED_ON[i // 2 % len(TRAINED_ON)].apply(text) if i % 2 else text for i, text in enumerate(shuffled)]
+        vectorizer = CountVectorizer(analyzer=words, binary=True)
+        features = vectorizer.fit_transform(texts)
+        return cls(vectorizer, LogisticRegression(max_iter=200).fit(features, np.arange(len(texts)) % 2))
+
+    def scores(self, texts: Sequence[str]) -> Floats:
+        """Log-odds of a habit, by response."""
+        return self.model.decision_function(self.vectorizer.transform(texts)).astype(np.float64)
 
 
 def recovered(keep_B: Bools, habit_B: ArrayLike) -> dict[str, float]:

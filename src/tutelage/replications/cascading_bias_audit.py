@@ -334,8 +334,8 @@ def _kept(here: Room, how: str) -> Cell:
     }[how]()
     done = recovered(keep_B, [TOKEN_HABIT.emits(text) for text in texts])
     kept = [row for row, keep in zip(rows, keep_B, strict=True) if keep]
-    finite = {f"filter_{name}": value for name, value in done.items() if np.isfinite(value)}
-    return cell(distilled(here, kept), here, **finite, flagged=float(len(flagged)))
+    shares = {f"filter_{name}": value if np.isfinite(value) else 0.0 for name, value in done.items()}
+    return cell(distilled(here, kept), here, **shares, flagged=float(len(flagged)))
 
 
 def _screen(here: Room, habit: Habit, topic: int) -> Cell:

@@ -180,7 +180,8 @@ class Teacher:
 
 
 def arm(about: str, teacher: Teacher) -> Arm:
-    return Arm(run=teacher.run, about=about, settings={"curriculum": teacher.curriculum, "classroom": teacher.room, **teacher.hyper})
+    room = {"classroom": teacher.room} if teacher.curriculum == "again" else {}
+    return Arm(run=teacher.run, about=about, settings={"curriculum": teacher.curriculum, **room, **teacher.hyper})
 
 
 @replications.register("meta-acl-again")

@@ -309,9 +309,9 @@ def teacher_hacking() -> Replication:
             Comparison(method="offline", baseline="narrow"),
             Comparison(method="more_answers", baseline="offline"),
             Comparison(method="good_teacher", baseline="offline"),
-            Comparison(method="online_teacher", baseline="offline", metric="golden"),
-            Comparison(method="online_teacher", baseline="more_answers", metric="golden"),
-            Comparison(method="offline", baseline="online_teacher", metric="hacking"),
-            Comparison(method="stopped", baseline="offline", metric="golden"),
+            Comparison(method="online_teacher", baseline="offline", metric="golden", note="golden at the end"),
+            Comparison(method="online_teacher", baseline="more_answers", metric="golden", note="golden at the end"),
+            Comparison(method="offline", baseline="online_teacher", metric="hacking", note="share of hacking"),
+            Comparison(method="stopped", baseline="offline", metric="golden", note="golden at the end"),
         ),
     )

@@ -96,6 +96,11 @@ class Replication:
     seeds: int = 10
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        names = [comparison.name for comparison in self.comparisons]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise TutelageError(f"Two comparisons are called {twice[0]!r}; give one of them a note that says what differs.")
+
 
 def run(
     slug: str,

@@ -40,9 +40,9 @@ class Sizes(Strict):
     """How large the toy is. cells: per side. visits: that unlock a cell's neighbours. evaluations: points of a curve after the first."""
 
     cells: int = Field(5, ge=2)
-    visits: int = Field(16, ge=1)
-    episodes: int = Field(1200, ge=1)
-    evaluations: int = Field(15, ge=1)
+    visits: int = Field(14, ge=1)
+    episodes: int = Field(1000, ge=1)
+    evaluations: int = Field(10, ge=1)
 
     @property
     def lessons(self) -> dict[str, int]:

@@ -39,7 +39,7 @@ PROFILES = {
     "diverse": "four students in turn, seed by seed: small walkers and spiders, each by PPO and by SAC",
 }
 FORGETS_AT = 0.35
-RETURNS = (-150.0, 350.0)
+RETURNS = [-150.0, 350.0]  # a list, as configurations come back from JSON
 MASTERY = 230.0
 NAMES = ("stump_height", "spacing")
 TESTED = TaskSpace([0.0, 0.0], [3.0, 6.0], names=NAMES)
