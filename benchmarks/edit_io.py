@@ -34,11 +34,8 @@ from typing import Any
 
 BUFFER = 1 << 19
 VOCABULARY, HIDDEN = 32000, 2048
-LAYER = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (HIDDEN // 4, HIDDEN), "self_attn.v_proj": (HIDDEN // 4, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN), "mlp.gate_proj": (HIDDEN * 11 // 4, HIDDEN), "mlp.up_proj": (HIDDEN * 11 // 4, HIDDEN),
-    "mlp.down_proj": (HIDDEN, HIDDEN * 11 // 4), "input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,),
-}  # fmt: skip
+SMALL = (512, 256)  # vocabulary and width of the checkpoints in float32
+BYTES, WORDS = {"BF16": 2, "F32": 4}, {"BF16": "bfloat16", "F32": "float32"}
 ONE_THREAD = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"), "HF_HUB_OFFLINE": "1"}
 EDIT = [sys.executable, "-m", "tutelage.cli", "edit"]
 
@@ -46,12 +43,21 @@ EDIT = [sys.executable, "-m", "tutelage.cli", "edit"]
 # Checkpoints -----------------------------------------------------------------------------------------------------------------------------
 
 
-def shapes(gigabytes: float) -> dict[str, tuple[int, ...]]:
-    """As many layers as make up the size."""
-    ends = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
-    layer = sum(2 * _size(shape) for shape in LAYER.values())
-    count = max(1, -(-int(gigabytes * 1e9 - 4 * VOCABULARY * HIDDEN) // layer))
-    return ends | {f"model.layers.{i}.{name}.weight": shape for i in range(count) for name, shape in LAYER.items()}
+def layer(width: int) -> dict[str, tuple[int, ...]]:
+    wide = width * 11 // 4
+    return {
+        "self_attn.q_proj": (width, width), "self_attn.k_proj": (width // 4, width), "self_attn.v_proj": (width // 4, width),
+        "self_attn.o_proj": (width, width), "mlp.gate_proj": (wide, width), "mlp.up_proj": (wide, width),
+        "mlp.down_proj": (width, wide), "input_layernorm": (width,), "post_attention_layernorm": (width,),
+    }  # fmt: skip
+
+
+def shapes(gigabytes: float, vocabulary: int, width: int) -> dict[str, tuple[int, ...]]:
+    """As many layers as make up the size in bfloat16."""
+    ends = {"model.embed_tokens.weight": (vocabulary, width), "model.norm.weight": (width,), "lm_head.weight": (vocabulary, width)}
+    one = sum(2 * _size(shape) for shape in layer(width).values())
+    count = max(1, -(-int(gigabytes * 1e9 - 4 * vocabulary * width) // one))
+    return ends | {f"model.layers.{i}.{name}.weight": shape for i in range(count) for name, shape in layer(width).items()}
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -61,33 +67,35 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
-def checkpoints(folder: Path, gigabytes: float) -> tuple[list[Path], int]:
+def checkpoints(
+    folder: Path, gigabytes: float, vocabulary: int = VOCABULARY, width: int = HIDDEN, dtype: str = "BF16"
+) -> tuple[list[Path], int]:
     """A base and two that were moved a little from it, every element of every tensor; and the bytes of the largest tensor."""
-    table = shapes(gigabytes)
+    table, item = shapes(gigabytes, vocabulary, width), BYTES[dtype]
     shards: list[list[str]] = [[]]
     for name, shape in table.items():
-        if shards[-1] and sum(2 * _size(table[n]) for n in shards[-1]) + 2 * _size(shape) > gigabytes * 1e9 / 4:
+        if shards[-1] and sum(item * _size(table[n]) for n in shards[-1]) + item * _size(shape) > gigabytes * 1e9 / 4:
             shards.append([])
         shards[-1].append(name)
     files = [f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors" for k in range(len(shards))]
     paths = [folder / name for name in ("base", "one", "two")]
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "vocab_size": VOCABULARY, "hidden_size": HIDDEN,
-        "intermediate_size": HIDDEN * 11 // 4, "num_hidden_layers": len(table) // len(LAYER), "num_attention_heads": HIDDEN // 64,
-        "num_key_value_heads": HIDDEN // 256, "tie_word_embeddings": False,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": WORDS[dtype], "vocab_size": vocabulary, "hidden_size": width,
+        "intermediate_size": width * 11 // 4, "num_hidden_layers": len(table) // len(layer(width)), "num_attention_heads": width // 64,
+        "num_key_value_heads": width // 256, "tie_word_embeddings": False,
     }  # fmt: skip
-    total = sum(2 * _size(shape) for shape in table.values())
+    total = sum(item * _size(shape) for shape in table.values())
     index = {"metadata": {"total_size": total}, "weight_map": {n: file for file, names in zip(files, shards, strict=True) for n in names}}
     for path in paths:
         path.mkdir()
         (path / "config.json").write_text(json.dumps(config))
         (path / "model.safetensors.index.json").write_text(json.dumps(index))
     for file, names in zip(files, shards, strict=True):
-        _write_shard([path / file for path in paths], {name: table[name] for name in names})
-    return paths, max(2 * _size(shape) for shape in table.values())
+        _write_shard([path / file for path in paths], {name: table[name] for name in names}, dtype)
+    return paths, max(item * _size(shape) for shape in table.values())
 
 
-def _write_shard(files: list[Path], table: dict[str, tuple[int, ...]]) -> None:
+def _write_shard(files: list[Path], table: dict[str, tuple[int, ...]], dtype: str) -> None:
     import numpy as np
 
     from tutelage.edits._dtypes import decode, encode
@@ -96,14 +104,16 @@ def _write_shard(files: list[Path], table: dict[str, tuple[int, ...]]) -> None:
     with ExitStack() as stack:
         base, *others = [stack.enter_context(file.open("wb")) for file in files]
         for out in (base, *others):
-            write_header(out, build_header([(n, "BF16", shape, 2 * _size(shape)) for n, shape in table.items()], {"format": "pt"}))
+            write_header(
+                out, build_header([(n, dtype, shape, BYTES[dtype] * _size(shape)) for n, shape in table.items()], {"format": "pt"})
+            )
         for name, shape in table.items():
             rng = np.random.default_rng(list(name.encode()))
-            stored = encode(rng.standard_normal(_size(shape), np.float32) * np.float32(0.02), "BF16")
+            stored = encode(rng.standard_normal(_size(shape), np.float32) * np.float32(0.02), dtype)
             base.write(stored.data.cast("B"))
             for out in others:
-                moved = decode(stored, "BF16") + rng.standard_normal(stored.size, np.float32) * np.float32(1e-3)
-                out.write(encode(moved, "BF16").data.cast("B"))
+                moved = decode(stored, dtype) + rng.standard_normal(stored.size, np.float32) * np.float32(1e-3)
+                out.write(encode(moved, dtype).data.cast("B"))
 
 
 def files_of(*paths: Path) -> list[Path]:
@@ -218,9 +228,9 @@ def against_products(folder: Path, models: list[Path], largest: int, repeats: in
     return {f"apply_rank_{rank}": result}
 
 
-def recipe(method: str, models: list[Path]) -> str:
+def recipe(method: str, models: list[Path], dtype: str = "BF16") -> str:
     base, *others = models
-    table: dict[str, Any] = {"merge_method": method, "dtype": "bfloat16", "models": [{"model": str(m)} for m in others]}
+    table: dict[str, Any] = {"merge_method": method, "dtype": WORDS[dtype], "models": [{"model": str(m)} for m in others]}
     for number, entry in enumerate(table["models"]):
         entry["parameters"] = {"weight": [0.25, 0.75][number]} | ({"density": 0.5} if method == "ties" else {})
     return json.dumps(table | ({"base_model": str(base), "parameters": {"normalize": True}} if method == "ties" else {}))
@@ -242,26 +252,31 @@ def against_mergekit(environment: Path, folder: Path, models: list[Path], repeat
         result[name] = pairs(name, edit, partial(measured, command, theirs), repeats) | agreement(ours, theirs)
         shutil.rmtree(ours)
         shutil.rmtree(theirs)
+        (folder / "exact").mkdir()
+        exact, _ = checkpoints(folder / "exact", 0.01, *SMALL, "F32")
+        path.write_text(recipe(method, exact, "F32"))
+        edit(), measured(command, theirs)
+        result[name] |= {f"{key}_float32": value for key, value in agreement(ours, theirs).items()}
+        for folder_ in (ours, theirs, folder / "exact"):
+            shutil.rmtree(folder_)
+        print(name, result[name], file=sys.stderr, flush=True)
     return result
 
 
 def agreement(ours: Path, theirs: Path) -> dict[str, float]:
-    """How far two bfloat16 checkpoints lie apart: the share of elements that differ, and the most units in the last place."""
+    """How far two checkpoints lie apart: the share of elements that differ, and the largest difference."""
     import numpy as np
 
     from tutelage.edits.store import WeightStore
 
     one, other = WeightStore(ours), WeightStore(theirs)
     assert set(one.names) == set(other.names)
-    differ, most, total, largest = 0, 0, 0, 0.0
+    differ, total, largest = 0, 0, 0.0
     for name in one.names:
-        for a, b in zip(one.chunks(name), other.chunks(name), strict=True):
-            ordered = [np.where(x >> 15, -(x & 0x7FFF).astype(np.int32), x.astype(np.int32)) for x in (a, b)]
-            apart = np.abs(ordered[0] - ordered[1])
-            differ, most, total = differ + int(np.count_nonzero(apart)), max(most, int(apart.max(initial=0))), total + a.size
         for x, y in zip(one.numbers(name), other.numbers(name), strict=True):
+            differ, total = differ + int(np.count_nonzero(x != y)), total + x.size
             largest = max(largest, float(np.abs(x - y).max(initial=0)))
-    return {"share_that_differs": differ / total, "most_ulp": most, "largest_difference": largest}
+    return {"share_that_differs": differ / total, "largest_difference": largest}
 
 
 def main() -> None:
