@@ -19,7 +19,7 @@ at 1/16. `full` is the tuned student. `forgetting_loaded` is what the old skill 
 was taken off again (0 in every bit, or the library is broken).
 
 **Departures from the paper.** A miniature student instead of Llama-3.1-8B; supervised answers instead of a larger model's; no calibration
-(weights are rounded to nearest); LoRA trained at the same bytes and routing between several packs are not arms.
+(weights are rounded to nearest). LoRA trained at the same bytes, and several packs, are `graftllm-fusion`.
 """
 
 from __future__ import annotations
