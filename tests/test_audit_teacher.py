@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tutelage.audits._hacking import departure_p, hacking_report, moving_mean, power_law, theil_sen
-from tutelage.audits.teacher import teacher
+from tutelage.audits.teacher import left_its_law, teacher
 from tutelage.cli import main
 from tutelage.errors import TutelageError
 from tutelage.testing import check_audit
@@ -209,3 +209,18 @@ def test_distances_along_a_training(tmp_path):
     assert (found.proxy_SN[-1] > 1e-4).all()
     assert (found.golden_SN > 0).all()
     assert not found.warnings
+
+    asked = []
+    stop = DistanceLog(
+        tmp_path / "short.jsonl", teacher=other, prompts=held_out, every=1, horizon=2, stop=lambda *so_far: asked.append(so_far) or True
+    )
+    short = trl.SFTTrainer(tiny.model(0), config, train_dataset=data, processing_class=tokenizer, callbacks=[stop])
+    short.train()
+    assert short.state.global_step == 1
+    assert [steps.tolist() for steps, _ in asked] == [[0, 1]]
+
+
+def test_the_rule_that_stops_early():
+    straight = 5 * STEPS**-0.5
+    assert not left_its_law(STEPS, straight)
+    assert left_its_law(STEPS, straight * np.where(STEPS > 150, 1.5, 1))

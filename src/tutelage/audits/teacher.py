@@ -85,6 +85,15 @@ def teacher(
     )
 
 
+def left_its_law(step_S: Float, proxy_S: Float) -> bool:
+    """The early-stopping rule that needs no golden distance: whether the proxy has left the straight line of its first evaluations.
+
+    For `tutelage.trainers.distances.DistanceLog(stop=left_its_law)`; the evaluations must reach well into the training, for the line is
+    fitted on the first three tenths of those made so far.
+    """
+    return power_law(step_S, proxy_S)[2] is not None
+
+
 @dataclass(frozen=True)
 class _Found:
     """What one check measured. p None: it could not be tested, and `finding` says why."""

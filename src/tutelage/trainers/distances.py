@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tutelage.errors import TutelageError, missing_extra
 from tutelage.files import open_lines
@@ -28,6 +29,8 @@ try:
     from transformers import TrainerCallback
 except ModuleNotFoundError as error:
     raise missing_extra("transformers", "lm") from error
+
+Stop = Callable[[NDArray[np.float64], NDArray[np.float64]], bool]
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -45,6 +48,8 @@ class DistanceLog(TrainerCallback):
         samples, horizon: answers per prompt, and their tokens at most.
         end_ids: tokens that end an answer.
         seed: of the references' answers.
+        stop: asked after every evaluation, with the steps and mean proxy distances so far (S,); true ends the training.
+            `tutelage.audits.teacher.left_its_law` is the audit's rule, whose cost the replication `teacher-hacking` measures.
 
     Only the main process measures and writes; a model sharded over processes cannot be measured by one, and raises.
     """
@@ -61,19 +66,26 @@ class DistanceLog(TrainerCallback):
         horizon: int = 128,
         end_ids: Sequence[int] | None = None,
         seed: int = 0,
+        stop: Stop | None = None,
     ) -> None:
         if every < 1 or not prompts:
             raise TutelageError(f"A log of distances needs prompts and at least one step between evaluations; got every={every}.")
         self.path, self.every = Path(path), every
         self.references = {"proxy": teacher} | ({} if golden is None else {"golden": golden})
         self._write = partial(answers_of, prompts=prompts, samples=samples, horizon=horizon, end_ids=end_ids)
-        self._seed = seed
+        self._seed, self._stop = seed, stop
+        self._steps: list[float] = []
+        self._proxy: list[float] = []
         self._answers: dict[str, Answers] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
             raise TutelageError(
                 "DistanceLog measures a whole model in the main process, and FSDP or DeepSpeed shards it. Leave it out there."
+            )
+        if self._stop is not None and args.world_size > 1:
+            raise TutelageError(
+                f"DistanceLog(stop=...) decides in one process, and this training has {args.world_size}. Leave stop out there."
             )
         for name, reference in self.references.items():
             self._answers[name] = self._write(reference, rng=np.random.default_rng([self._seed, len(name)]))
@@ -82,6 +94,8 @@ class DistanceLog(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
             self._measure(state, kwargs["model"])
+            if self._stop is not None and self._stop(np.array(self._steps), np.array(self._proxy)):
+                control.should_training_stop = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every:
@@ -92,6 +106,8 @@ class DistanceLog(TrainerCallback):
             return
         model = getattr(model, "module", model)  # out of DistributedDataParallel
         value_N = {name: kl_on(reference, model, self._answers[name]) for name, reference in self.references.items()}
+        self._steps.append(float(state.global_step))
+        self._proxy.append(float(value_N["proxy"].mean()))
         rows = [
             {"step": state.global_step, "prompt_id": str(n), **{name: float(values[n]) for name, values in value_N.items()}}
             for n in range(len(value_N["proxy"]))

@@ -9,8 +9,8 @@ The paper first teaches the skill to the base in full: by distillation on a larg
 training through TRL, which write an ordinary model directory for `edit pack`:
 
     tutelage train --arm gkd+local:model=BIG --model BASE --tasks T --out distilled      (or tutelage teach BIG, and cached: for `local:`)
-    tutelage train --arm tpaw --model distilled/model --tasks T --out tuned              (pairs from the student's own answers)
-    tutelage edit pack BASE tuned/model -o skill.safetensors
+    tutelage train --arm tpaw --model distilled --tasks T --out tuned              (pairs from the student's own answers)
+    tutelage edit pack BASE tuned -o skill.safetensors
 
 Three things differ from the released code, which stores dense bfloat16 weights ("fake" quantisation): a pack holds bit-packed integers, and
 its bytes are those of the file; what is decoded is the same in every bit on every machine, so that a pack comes off without a trace; and

@@ -15,7 +15,7 @@ from tutelage.edits._dtypes import Array
 
 _RANDOMISED = 16  # from this many times fewer directions than the matrix has
 _OVERSAMPLE = 16
-_POWER = 2
+_POWER = 4
 
 
 def truncated_svd(delta_MN: Array, rank: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
