@@ -1,13 +1,13 @@
 """How much slower Stable-Baselines3 trains a walker with a teacher than without one.
 
-    python benchmarks/sb3_overhead.py [--algorithm ppo] [--steps 256] [--pairs 200] [--slots 2] [--teacher alp-gmm] [--json]
+    python benchmarks/sb3_overhead.py [--algorithm ppo] [--steps 2048] [--pairs 40] [--slots 2] [--teacher alp-gmm] [--json]
 
-Two trainings go side by side in one process, one with `with_curriculum` and one without, by turns of a few hundred environment steps each
-(interleaved pairs), so that whatever else the machine does falls on both. Without a teacher every episode runs on one task of middling
-difficulty; with one, on the teacher's tasks, held (by `transform`) to that same task: both sides then live the very same episodes, to the
-bit, which the benchmark checks. The teacher lives its real life: it proposes, observes, fits every 50 episodes and is logged. Reported is
-the ratio of CPU times, pair by pair (median, with its 95 % bootstrap interval) and in total. The target is a ratio of at most 1.03; on a
-machine that others use, single pairs differ by a fifth, so take many.
+Two trainings go side by side in one process, one with `with_curriculum` and one without, by turns of a PPO rollout of the usual length each
+(interleaved pairs; shorter turns charge the teacher for the beginning of `learn`), so that whatever else the machine does falls on both.
+Without a teacher every episode runs on one task of middling difficulty; with one, on the teacher's tasks, held (by `transform`) to that
+same task: both sides then live the very same episodes, to the bit, which the benchmark checks. The teacher lives its real life: it
+proposes, observes, fits every 50 episodes and is logged. Reported is the ratio of CPU times, pair by pair (median, with its 95 % bootstrap
+interval) and in total. The target is a ratio of at most 1.03; on a machine that others use, single pairs differ by a fifth, so take many.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def episodes(model: Any) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", choices=["ppo", "sac"], default="ppo")
-    parser.add_argument("--steps", type=int, default=256, help="environment steps of a turn")
-    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=2048, help="environment steps of a turn")
+    parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--teacher", default="alp-gmm")
     parser.add_argument("--json", action="store_true")
