@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc, betaincinv, ndtr, ndtri
+from scipy.special import betainc, betaincinv, ndtr, ndtri, stdtr
 
 from tutelage.errors import TutelageError
 
@@ -100,6 +100,17 @@ def fisher_p(k1: int, n1: int, k2: int, n2: int, *, alternative: Alternative = "
     from scipy.stats import fisher_exact  # a slow import, needed here alone
 
     return float(fisher_exact([[k1, n1 - k1], [k2, n2 - k2]], alternative=alternative).pvalue)
+
+
+def exceeds_p(value_N: ArrayLike, threshold: float = 0.0) -> float:
+    """One-sided p value of Student's t test that the mean lies above `threshold`; 1 for fewer than two values."""
+    value_N = np.asarray(value_N, dtype=np.float64)
+    if len(value_N) < 2:
+        return 1.0
+    gap, error = float(value_N.mean()) - threshold, float(value_N.std(ddof=1)) / np.sqrt(len(value_N))
+    if error <= 1e-12:
+        return 0.0 if gap > 0 else 1.0
+    return float(stdtr(len(value_N) - 1, -gap / error))
 
 
 def rising_p(value_T: ArrayLike) -> float:

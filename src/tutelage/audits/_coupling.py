@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import gammaln, ndtr, stdtr, stdtrit
+from scipy.special import gammaln, ndtr, stdtrit
 
 from tutelage.audits._watched import Bools, Floats, Ints, Watched
 from tutelage.errors import TutelageError
+from tutelage.rates import exceeds_p
 
 EXACT_GROUPS = 400
 """Up to so many groups the null distribution is convolved; beyond, it is normal for all purposes."""
@@ -130,7 +131,7 @@ def couple(
     anyway_C = _by_prompt(prompt_N, (groups.without_N if sign > 0 else groups.with_N)[own_N])
     p = None
     if len(kappa_C):
-        strong = min(_exceeds(sign * delta_C, least_delta), _exceeds(sign * kappa_C, least_kappa))
+        strong = min(exceeds_p(sign * delta_C, least_delta), exceeds_p(sign * kappa_C, least_kappa))
         p = max(together_p(*(x[own_N] for x in (groups.count_N, groups.shown_N, groups.paid_N, groups.both_N)), sign=sign), strong)
     return Coupling(
         prompts=len(np.unique(prompt_N)),
@@ -214,13 +215,3 @@ def _by_prompt(prompt_N: Ints, value_N: Floats) -> Floats:
     known_N = ~np.isnan(value_N)
     code_N = np.unique(prompt_N[known_N], return_inverse=True)[1]
     return np.bincount(code_N, weights=value_N[known_N]) / np.bincount(code_N) if len(code_N) else np.zeros(0)
-
-
-def _exceeds(value_C: Floats, threshold: float) -> float:
-    """One-sided p value of a t test of mean > threshold; 1 for fewer than two values."""
-    if len(value_C) < 2:
-        return 1.0
-    gap, error = float(value_C.mean()) - threshold, float(value_C.std(ddof=1)) / np.sqrt(len(value_C))
-    if error <= 1e-12:
-        return 0.0 if gap > 0 else 1.0
-    return float(stdtr(len(value_C) - 1, -gap / error))

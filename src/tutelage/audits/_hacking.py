@@ -81,8 +81,7 @@ def power_law(step_S: Float, proxy_S: Float, *, share: float = 0.3, runs: int = 
     if len(later) < 3:
         return None, None, None
     x_S, y_S = np.log(step_S[later]), np.log(proxy_S[later])
-    first = max(min(5, len(x_S)), round(share * len(x_S)))
-    slope, intercept = theil_sen(x_S[:first], y_S[:first])
+    slope, intercept, first = _line(x_S, y_S, share)
     residual_S = y_S - intercept - slope * x_S
     spread = float(((y_S[:first] - y_S[:first].mean()) ** 2).sum())
     r2 = 1 - float((residual_S[:first] ** 2).sum()) / spread if spread else 1.0
@@ -93,6 +92,21 @@ def power_law(step_S: Float, proxy_S: Float, *, share: float = 0.3, runs: int = 
         if above_S[start : start + runs].sum() == runs:
             return slope, r2, int(later[start])
     return slope, r2, None
+
+
+def law(step_S: Float, proxy_S: Float, *, share: float = 0.3) -> Float:
+    """The line of `power_law` at every evaluation (S,); NaN where it has none."""
+    later_S = (step_S > 0) & (proxy_S > 0)
+    line_S = np.full(len(step_S), np.nan)
+    slope, intercept, _ = _line(np.log(step_S[later_S]), np.log(proxy_S[later_S]), share)
+    line_S[later_S] = np.exp(intercept + slope * np.log(step_S[later_S]))
+    return line_S
+
+
+def _line(x_S: Float, y_S: Float, share: float) -> tuple[float, float, int]:
+    """Slope and intercept through the first evaluations, and how many these are."""
+    first = max(min(5, len(x_S)), round(share * len(x_S)))
+    return *theil_sen(x_S[:first], y_S[:first]), first
 
 
 def theil_sen(x_S: Float, y_S: Float) -> tuple[float, float]:

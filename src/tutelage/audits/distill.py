@@ -80,11 +80,7 @@ def distill(
     Raises:
         TutelageError: nothing to compare with, a file that cannot be read, no prompt in common, another decoding, a value out of its range.
     """
-    for name, value in (("level", level), ("emitted", emitted)):
-        if not 0 <= value < 1 or (name == "level" and value == 0):
-            raise TutelageError(f"{name}={value}; expected a share from 0 to below 1 (the level above 0).")
-    if lifted < 1:
-        raise TutelageError(f"lifted={lifted}; expected how many times as often an n-gram may stand as in the reference, 1 or more.")
+    _check_ranges(level, emitted, lifted)
     if teacher is None and reference is None:
         raise TutelageError(
             "There is nothing to compare the student with. Give --teacher, or --reference: responses of a trusted model to the same "
@@ -125,6 +121,14 @@ def distill(
         command=_command(subject, options),
         warnings=case.tally.warnings,
     )
+
+
+def _check_ranges(level: float, emitted: float, lifted: float) -> None:
+    for name, value in (("level", level), ("emitted", emitted)):
+        if not 0 <= value < 1 or (name == "level" and value == 0):
+            raise TutelageError(f"{name}={value}; expected a share from 0 to below 1 (the level above 0).")
+    if lifted < 1:
+        raise TutelageError(f"lifted={lifted}; expected how many times as often an n-gram may stand as in the reference, 1 or more.")
 
 
 def check_clean(out: Path, teacher: str | None, reference: str | None) -> None:

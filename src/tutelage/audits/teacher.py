@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 
 from tutelage.audits._distances import Distances, read_distances
-from tutelage.audits._hacking import KINDS, Float, departure_p, hacking_report, moving_mean, power_law
+from tutelage.audits._hacking import KINDS, Float, departure_p, hacking_report, law, moving_mean, power_law
 from tutelage.audits.verdict import Check, Curve, Effect, Severity, Verdict
 from tutelage.errors import TutelageError, Warned
-from tutelage.rates import holm
+from tutelage.rates import exceeds_p, holm
 from tutelage.registry import audits
+from tutelage.study.stats import t_interval
 
 SMOOTH = 3
 SHOWN = 3
@@ -121,7 +122,7 @@ def _turn(log: Distances, half_N: np.ndarray[Any, np.dtype[np.bool_]], name: str
         )
     golden_N, proxy_N = (d_SN[-1] - d_SN[turn] for d_SN in (log.golden_SN, log.proxy_SN))
     wanted_N = -proxy_N if name == "hacking" else proxy_N
-    p = max(_greater_p(golden_N[~half_N]), _greater_p(wanted_N[~half_N]))
+    p = max(exceeds_p(golden_N[~half_N]), exceeds_p(wanted_N[~half_N]))
     report = hacking_report(log.step_S, log.proxy_SN.mean(axis=1), log.golden_SN.mean(axis=1), smooth=SMOOTH)
     worst = np.argsort(-golden_N, kind="stable")[:SHOWN]
     evidence = tuple(
@@ -147,7 +148,7 @@ def _law(log: Distances) -> _Found:
     slope, r2, at = power_law(log.step_S, proxy_S)
     if p is None or slope is None:
         return _Found("power law", f"not tested: {len(log.step_S)} evaluations; at least eight after step 0 are needed")
-    line_S = np.where(log.step_S > 0, _line(log.step_S, proxy_S), np.nan)
+    line_S = law(log.step_S, proxy_S)
     curves = (
         Curve(panel="proxy distance and its law", name="proxy", x=tuple(log.step_S), y=tuple(proxy_S)),
         Curve(panel="proxy distance and its law", name="law of the first evaluations", x=tuple(log.step_S), y=_gaps(line_S)),
@@ -159,15 +160,6 @@ def _law(log: Distances) -> _Found:
     finding = f"the proxy leaves its line (slope {slope:.3g}, R² {r2:.3g}) upwards at step {log.step_S[at]:g}: fixed answers are used up"
     evidence = ({"step": float(log.step_S[at]), "proxy": float(proxy_S[at]), "line": float(line_S[at])},)
     return _Found("power law", finding, "medium", p, effect, evidence, curves)
-
-
-def _line(step_S: Float, proxy_S: Float) -> Float:
-    from tutelage.audits._hacking import theil_sen
-
-    later = step_S > 0
-    first = max(min(5, int(later.sum())), round(0.3 * later.sum()))
-    slope, intercept = theil_sen(np.log(step_S[later][:first]), np.log(proxy_S[later][:first]))
-    return np.exp(intercept + slope * np.log(np.where(later, step_S, 1.0)))
 
 
 def _check(one: _Found, other: _Found | None, p: dict[str, float], p_holm: dict[str, float], level: float) -> Check:
@@ -213,25 +205,8 @@ def _diversity(path: Path, repeats: float) -> Check:
 
 def _rise(golden_2N: Float) -> Effect:
     """G(end) − G(turn) with its 95 % interval over prompts."""
-    from scipy.special import stdtrit
-
-    delta_N = golden_2N[1] - golden_2N[0]
-    half = float(stdtrit(len(delta_N) - 1, 0.975)) * float(delta_N.std(ddof=1)) / len(delta_N) ** 0.5
-    return Effect(
-        what="golden distance at the end over that at its turn, nats",
-        value=float(delta_N.mean()),
-        low=float(delta_N.mean()) - half,
-        high=float(delta_N.mean()) + half,
-    )
-
-
-def _greater_p(delta_N: Float) -> float:
-    """One-sided p value of Student's test that the mean is above 0."""
-    from scipy.special import stdtr
-
-    error = float(delta_N.std(ddof=1)) / len(delta_N) ** 0.5
-    mean = float(delta_N.mean())
-    return float(stdtr(len(delta_N) - 1, -mean / error)) if error > 0 else float(mean <= 0)
+    mean, low, high = t_interval(golden_2N[1] - golden_2N[0])
+    return Effect(what="golden distance at the end over that at its turn, nats", value=mean, low=low, high=high)
 
 
 def _curves(log: Distances) -> tuple[Curve, ...]:
