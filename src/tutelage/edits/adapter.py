@@ -65,6 +65,9 @@ class Adapter(TaskVector):
     def names(self) -> list[str]:
         return list(self.factors)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.factors
+
     def shape(self, name: str) -> tuple[int, ...]:
         (_, columns), (rows, _) = (self.stored.tensors[self.factors[name][side]].shape for side in "AB")
         return (columns, rows) if self._transposed(name) else (rows, columns)

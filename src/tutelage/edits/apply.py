@@ -38,12 +38,12 @@ def plan_apply(base: WeightStore, vectors: list[TaskVector], *, only: list[str] 
     """What `apply` will do. Raises where a vector is of another base, as far as headers tell, or a pattern matches nothing."""
     for vector in vectors:
         vector.check_names(base)
-    names = [name for name in base.names if any(name in v.names for v in vectors)]
+    names = [name for name in base.names if any(name in v for v in vectors)]
     touched = match(only, names) if only is not None else names
     for name in touched:
         require_editable(base.tensors[name])
     aside = {name: "not among the chosen patterns" for name in names if name not in set(touched)}
-    read = sum(v.nbytes(n) for v in vectors for n in touched if n in v.names)
+    read = sum(v.nbytes(n) for v in vectors for n in touched if n in v)
     return Plan(
         touched, len(base.tensors) - len(touched), base.nbytes + read, base.nbytes,
         peak_memory(base.tensors.values(), 1 + len(vectors), whole=any(v.WHOLE for v in vectors)), aside | base.others()[1],
@@ -96,7 +96,7 @@ def apply(
 
 def sum_of(vectors: list[TaskVector], name: str, elements: int) -> Iterator[Array]:
     """The chunks of Σ_v τ_v of one tensor, over the vectors that have it."""
-    sources = [v.numbers(name, elements) for v in vectors if name in v.names]
+    sources = [v.numbers(name, elements) for v in vectors if name in v]
     for parts in zip(*sources, strict=True):
         total = parts[0]
         for part in parts[1:]:

@@ -61,6 +61,9 @@ class TaskVector:
         """The tensors that differ from the base."""
         return list(self.stored.tensors)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.stored.tensors
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self.stored.tensors[name].shape
 
